@@ -1,0 +1,1 @@
+"""How a deploy is entered and told."""

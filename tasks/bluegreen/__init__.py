@@ -1,0 +1,1 @@
+"""What the steps are about: Docker, nginx and the decisions. Imports neither Prefect nor flows."""

@@ -1,0 +1,368 @@
+"""What an operator describes: an App, in Compose's own field names where Compose has one."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+SIZES = {"b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+NAME = r"^[a-z][a-z0-9-]{0,38}[a-z0-9]$"
+HOST = re.compile(r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*$")
+VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_.-]*$")
+
+
+def seconds(value: Any) -> Any:
+    """A Compose duration (`1m30s`, `500ms`) or a number of seconds, as seconds."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    parts = re.findall(r"(\d+(?:\.\d+)?)(us|ms|s|m|h)", text)
+    if text and "".join(number + unit for number, unit in parts) == text:
+        return sum(float(number) * UNITS[unit] for number, unit in parts)
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    raise ValueError(f"{value!r} is not a duration: write seconds, or like 10s, 1m30s, 500ms")
+
+
+def size(value: Any) -> Any:
+    """A Compose byte value (`512m`, `1gb`) or a number of bytes, as bytes."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([bkmg]?)b?\s*", value.lower())
+    if match is None:
+        raise ValueError(f"{value!r} is not a size: write bytes, or like 512m, 1g")
+    return int(float(match[1]) * SIZES[match[2] or "b"])
+
+
+def pairs(value: Any) -> Any:
+    """Compose's two spellings of a mapping, `KEY: value` and `- KEY=value`, as a mapping."""
+    if isinstance(value, list | tuple):
+        value = dict(str(item).partition("=")[::2] for item in value)
+    if isinstance(value, dict):
+        return {str(key): _text(item) for key, item in value.items()}
+    return value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value is None else str(value)
+
+
+Seconds = Annotated[float, BeforeValidator(seconds, json_schema_input_type=float | str)]
+Bytes = Annotated[int, BeforeValidator(size, json_schema_input_type=int | str)]
+Pairs = Annotated[
+    dict[str, str],
+    BeforeValidator(pairs, json_schema_input_type=dict[str, str | int | float | bool | None]),
+]
+
+
+class Frozen(BaseModel):
+    """A value: never changed, and strict about fields that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Healthcheck(Frozen):
+    """Docker's own health check of a container, as in Compose."""
+
+    test: tuple[str, ...] | str = Field(
+        description='Command; a text runs in a shell, a list starts with "CMD" or "CMD-SHELL".'
+    )
+    interval: Seconds = Field(default=5.0, gt=0, description="Seconds between two checks.")
+    timeout: Seconds = Field(default=5.0, gt=0, description="Seconds one check may take.")
+    retries: int = Field(default=3, ge=1, description="Failures in a row that mean unhealthy.")
+    start_period: Seconds = Field(
+        default=0.0, ge=0, description="Seconds after the start in which failures don't count."
+    )
+
+
+class Ulimit(Frozen):
+    """A soft and a hard limit."""
+
+    soft: int = Field(ge=-1, description="Soft limit, in the limit's own unit; -1 is none.")
+    hard: int = Field(ge=-1, description="Hard limit, in the limit's own unit; -1 is none.")
+
+
+class Health(Frozen):
+    """When green is good enough to receive visitors: all replicas at once, several times."""
+
+    path: str = Field(
+        default="/", pattern=r"^/[!-~]*$", description="Path that each replica is asked for."
+    )
+    status: tuple[int, ...] = Field(
+        default=(200,), min_length=1, description="Status codes that are right."
+    )
+    body: str = Field(default="", description="Regular expression to find in the body; or none.")
+    headers: Pairs = Field(
+        default_factory=dict,
+        description="Headers the answer must carry; values may be templates like `{{ release }}`, "
+        "so that the answer proves who gave it.",
+    )
+    checks: int = Field(
+        default=3, ge=1, le=100, description="Rounds in a row in which every replica is right."
+    )
+    interval: Seconds = Field(
+        default=1.0, ge=0.05, le=60, description="Seconds between two rounds."
+    )
+    timeout: Seconds = Field(default=5.0, gt=0, le=60, description="Seconds for one answer.")
+    deadline: Seconds = Field(
+        default=120.0, gt=0, le=1500, description="Seconds until green has to be healthy."
+    )
+    warm_up: tuple[Annotated[str, Field(pattern=r"^/[!-~]*$")], ...] = Field(
+        default=(),
+        description="Paths asked of every replica, in this order, before it receives visitors, so "
+        "that the first of them does not meet a cold app.",
+    )
+
+    @field_validator("body")
+    @classmethod
+    def _is_a_pattern(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{value!r} is not a regular expression: {error}") from error
+        return value
+
+
+class Verify(Frozen):
+    """How green is watched after the cutover, while blue waits warm."""
+
+    bake_time: Seconds = Field(
+        default=30.0, ge=0, le=1500, description="Seconds that green is watched."
+    )
+    path: str = Field(
+        default="/", pattern=r"^/[!-~]*$", description="Path asked through the front door."
+    )
+    status: tuple[int, ...] = Field(
+        default=(200,), min_length=1, description="Status codes that are right."
+    )
+    interval: Seconds = Field(
+        default=0.5, ge=0.02, le=60, description="Seconds between two requests of ours."
+    )
+    timeout: Seconds = Field(default=5.0, gt=0, le=60, description="Seconds for one answer.")
+    failures: int = Field(
+        default=3,
+        ge=1,
+        description="Failures of ours in a row, or of visitors in all, before green can be bad: "
+        "one blip is no reason to go back.",
+    )
+    tolerance: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="Share (0 to 1) of visitors' requests that may fail beyond blue's own share.",
+    )
+
+
+class Drain(Frozen):
+    """How blue's last requests are waited for."""
+
+    limit: Seconds = Field(
+        default=300.0,
+        ge=0,
+        le=3300,
+        description="Seconds that requests, streams and WebSockets of blue may go on.",
+    )
+
+
+class Proxy(Frozen):
+    """The nginx container in front: an existing one, or one that nonstop creates."""
+
+    container: str = Field(
+        default="nonstop-proxy",
+        pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$",
+        description="Name of the nginx container.",
+    )
+    image: str | None = Field(
+        default=None,
+        description="Image to create the proxy from when no container has that name; "
+        "without it the container must exist.",
+    )
+    publish: tuple[Annotated[str, Field(pattern=r"^([0-9.]+:)?\d{1,5}:\d{1,5}$")], ...] = Field(
+        default=("80:80",),
+        description="Ports of a proxy that nonstop creates, as `[ADDRESS:]HOST:CONTAINER`.",
+    )
+    listen: int = Field(
+        default=80, ge=1, le=65535, description="Port the site listens on inside the container."
+    )
+    directory: str | None = Field(
+        default=None,
+        pattern=r"^(/[A-Za-z0-9._-]+)+$",
+        description="Directory whose *.conf files the proxy's http block includes; the site goes "
+        "there. Default: /etc/nginx/conf.d, or our own in a proxy that nonstop created.",
+    )
+    network: str = Field(
+        default="nonstop",
+        pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$",
+        description="Docker network between proxy and replicas; created when it is missing.",
+    )
+    template: str | None = Field(
+        default=None,
+        description="Path of your own site template instead of site.conf.j2; it must include "
+        "proof.conf.j2 in its server block.",
+    )
+    url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[A-Za-z0-9.:\[\]-]+$",
+        description="Front door as visitors reach it, like https://shop.example.com; "
+        "default: the proxy's published port.",
+    )
+
+
+class App(Frozen):
+    """One application: what runs, how it is reached, and when it is good."""
+
+    name: str = Field(
+        pattern=NAME, description="Name of the app: small letters, digits and dashes."
+    )
+    image: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$",
+        description="Image that is deployed, with tag or digest.",
+    )
+    pull_policy: Literal["always", "missing", "never"] = Field(
+        default="always",
+        description="Whether the registry is asked for the image. `missing` and `never` take the "
+        "image that is on the host.",
+    )
+    hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Host names of the site, like shop.example.com or *.example.com; "
+        "none: every name that no other site has.",
+    )
+    port: int = Field(ge=1, le=65535, description="Port that the app listens on, in its container.")
+    replicas: int = Field(default=2, ge=1, le=64, description="Number of containers.")
+    parallelism: int = Field(
+        default=4, ge=1, le=64, description="Containers that are started at the same time."
+    )
+    keep: int = Field(default=1, ge=0, le=50, description="Stopped releases kept for a rollback.")
+
+    command: tuple[str, ...] | str | None = Field(default=None, description="As in Compose.")
+    entrypoint: tuple[str, ...] | str | None = Field(default=None, description="As in Compose.")
+    environment: Pairs = Field(
+        default_factory=dict,
+        description="Environment variables. Values may be templates over app, release, replica, "
+        'image and tag, and may name a secret: {{ secret("block-name") }} or {{ file("/path") }}.',
+    )
+    env_file: tuple[str, ...] = Field(
+        default=(), description="Files with KEY=value lines; their values are taken as secrets."
+    )
+    volumes: tuple[str, ...] = Field(
+        default=(), description="`NAME_OR_ABSOLUTE_PATH:/in/container[:ro]`, as in Compose."
+    )
+    networks: tuple[str, ...] = Field(
+        default=(), description="More Docker networks to join, say the database's."
+    )
+    user: str | None = Field(default=None, description="As in Compose.")
+    working_dir: str | None = Field(default=None, description="As in Compose.")
+    labels: Pairs = Field(default_factory=dict, description="Labels of the containers.")
+    init: bool | None = Field(default=None, description="Run an init as process 1.")
+    read_only: bool = Field(default=False, description="Mount the root file system read-only.")
+    tmpfs: tuple[str, ...] = Field(default=(), description="`/path[:options]` on tmpfs.")
+    cap_add: tuple[str, ...] = Field(default=(), description="Capabilities to add.")
+    cap_drop: tuple[str, ...] = Field(default=(), description="Capabilities to drop.")
+    security_opt: tuple[str, ...] = Field(default=(), description="As in Compose.")
+    ulimits: dict[str, int | Ulimit] = Field(default_factory=dict, description="As in Compose.")
+    extra_hosts: tuple[str, ...] = Field(
+        default=(), description="`name:address` or `name=address`."
+    )
+    mem_limit: Bytes | None = Field(
+        default=None, ge=6 * 1024**2, description="Memory limit, bytes or like 512m."
+    )
+    cpus: float | None = Field(default=None, gt=0, description="CPUs it may use, like 1.5.")
+    restart: str = Field(
+        default="unless-stopped",
+        pattern=r"^(no|always|unless-stopped|on-failure(:\d+)?)$",
+        description="Restart policy while it serves: no, on-failure[:N], always, unless-stopped.",
+    )
+    stop_signal: str | None = Field(
+        default=None, pattern=r"^(SIG[A-Z0-9+-]+|\d+)$", description="Signal that stops it."
+    )
+    stop_grace_period: Seconds = Field(
+        default=10.0, ge=0, le=600, description="Seconds between the stop signal and SIGKILL."
+    )
+    healthcheck: Healthcheck | None = Field(
+        default=None, description="Docker's health check, instead of the image's own."
+    )
+    health: Health = Field(default_factory=Health, description="When green may receive visitors.")
+    verify: Verify = Field(default_factory=Verify, description="How green is watched afterwards.")
+    drain: Drain = Field(default_factory=Drain, description="How blue's last requests end.")
+    proxy: Proxy = Field(default_factory=Proxy, description="The nginx in front.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _publishes_no_port(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("ports"):
+            raise ValueError(
+                "ports: a published host port can belong to one container only, so blue and green "
+                "could not run side by side; remove `ports` and set `port` to the port inside the "
+                "container, the proxy publishes the app"
+            )
+        if isinstance(data, dict):
+            return {key: value for key, value in data.items() if key != "ports"}
+        return data
+
+    @field_validator("env_file", "tmpfs", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("extra_hosts", mode="before")
+    @classmethod
+    def _host_list(cls, value: Any) -> Any:
+        return [f"{k}:{v}" for k, v in value.items()] if isinstance(value, dict) else value
+
+    @field_validator("extra_hosts")
+    @classmethod
+    def _host_entries(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            if not re.fullmatch(
+                r"[A-Za-z0-9._-]+[:=][0-9A-Fa-f.:]+|[A-Za-z0-9._-]+[:=]host-gateway", entry
+            ):
+                raise ValueError(f"{entry!r} is not like name:address")
+        return tuple(re.sub("[:=]", ":", entry, count=1) for entry in value)
+
+    @field_validator("hosts")
+    @classmethod
+    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if len(host) > 253 or not HOST.fullmatch(host):
+                raise ValueError(
+                    f"{host!r} is not a host name: letters, digits, dashes and dots, "
+                    "like shop.example.com or *.example.com"
+                )
+        return tuple(host.lower() for host in value)
+
+    @field_validator("environment")
+    @classmethod
+    def _variable_names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not VARIABLE.fullmatch(name):
+                raise ValueError(f"{name!r} is not the name of an environment variable")
+        return value
+
+    @field_validator("volumes")
+    @classmethod
+    def _volume_entries(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            if not re.fullmatch(r"(/[^:]*|[A-Za-z0-9][A-Za-z0-9_.-]*):/[^:]*(:[a-zA-Z,]+)?", entry):
+                raise ValueError(
+                    f"{entry!r} is not like name:/in/container or /absolute/path:/in/container:ro"
+                )
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _foreign_labels(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if name.startswith("nonstop."):
+                raise ValueError(f"label {name!r}: names that start with nonstop. are ours")
+        return value
+
+    @property
+    def server_name(self) -> str:
+        """A host name that the site answers to."""
+        return self.hosts[0].replace("*", "nonstop") if self.hosts else "localhost"

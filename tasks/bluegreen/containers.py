@@ -1,0 +1,472 @@
+"""The Docker engine: releases as labels on containers; start, stop, logs, exec."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, NotFound
+from docker.types import EndpointConfig, Ulimit
+from docker.utils import kwargs_from_env
+from pydantic import ValidationError
+
+from tasks.bluegreen.app import App
+from tasks.bluegreen.environment import masked
+from tasks.bluegreen.errors import (
+    EngineHiccup,
+    ImageUnavailable,
+    Refused,
+    ReplicaCrashed,
+    Unavailable,
+)
+from tasks.bluegreen.model import Plan, Release, Replica
+
+CALL = 60.0  # seconds that one call to the engine may take
+QUICK = 15.0
+NANOSECONDS = 1_000_000_000
+
+
+class Output(NamedTuple):
+    """What a command in a container printed, and how it ended."""
+
+    code: int
+    text: str
+
+
+@contextmanager
+def engine_words(what: str) -> Iterator[None]:
+    """Turns the engine's errors within into one sentence about `what`.
+
+    Raises:
+        EngineHiccup: with the engine's own words.
+    """
+    try:
+        yield
+    except APIError as error:
+        raise EngineHiccup(f"The Docker engine could not {what}: {words(error)}.") from error
+    except (DockerException, requests.RequestException, OSError) as error:
+        raise EngineHiccup(f"The Docker engine did not {what}: {words(error)}.") from error
+
+
+def words(error: Exception) -> str:
+    """The engine's own explanation, in one line without a full stop."""
+    text = str(getattr(error, "explanation", None) or error)
+    return " ".join(text.split()).rstrip(".")
+
+
+class Engine:
+    """A connection to the engine that DOCKER_HOST or the default socket names.
+
+    Raises:
+        Unavailable: no engine answers.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self.api: Any = docker.APIClient(version="auto", timeout=CALL, **kwargs_from_env())
+        except (DockerException, requests.RequestException, OSError) as error:
+            raise Unavailable(
+                f"No Docker engine answers ({words(error)}): start it, or name it in DOCKER_HOST."
+            ) from error
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.api.close()
+
+    # what is there
+
+    def inspect(self, container: str) -> dict[str, Any] | None:
+        """A container's whole description; None when there is no such container."""
+        with engine_words(f"describe container {container}"):
+            try:
+                found: dict[str, Any] = self.api.inspect_container(container)
+            except NotFound:
+                return None
+            return found
+
+    def replica(self, container: str, network: str) -> Replica | None:
+        """A container of ours, with its address on `network`; None when it is gone."""
+        seen = self.inspect(container)
+        return None if seen is None else _replica(seen, network)
+
+    def releases(self, app: str, network: str) -> tuple[Release, ...]:
+        """Every release of `app` that has a container, ascending by number."""
+        with engine_words("list containers"):
+            listed = self.api.containers(all=True, filters={"label": f"nonstop.app={app}"})
+        found: dict[int, list[tuple[Replica, dict[str, str]]]] = {}
+        for entry in listed:
+            seen = self.inspect(entry["Id"])
+            if seen is not None:  # else it was removed since the list was made
+                replica = _replica(seen, network)
+                labels = seen["Config"]["Labels"]
+                found.setdefault(replica.number, []).append((replica, labels))
+        return tuple(_release(number, found[number]) for number in sorted(found))
+
+    def apps(self) -> tuple[str, ...]:
+        """Names of all apps that have a container."""
+        with engine_words("list containers"):
+            listed = self.api.containers(all=True, filters={"label": "nonstop.app"})
+        return tuple(sorted({entry["Labels"]["nonstop.app"] for entry in listed}))
+
+    def addresses(self, network: str) -> tuple[str, ...]:
+        """Addresses on `network` that containers have or, stopped, will have again."""
+        with engine_words("list containers"):
+            listed = self.api.containers(all=True)
+        ends = (entry["NetworkSettings"]["Networks"].get(network) for entry in listed)
+        found = {
+            address
+            for end in ends
+            if end
+            for address in ((end.get("IPAMConfig") or {}).get("IPv4Address"), end["IPAddress"])
+        }
+        return tuple(sorted(str(address) for address in found if address))
+
+    # images
+
+    def pin(self, app: App, say: Callable[[str], None]) -> str:
+        """The id of the image to deploy, pulled first when the App's policy says so.
+
+        Credentials are those of the user's Docker configuration.
+
+        Raises:
+            ImageUnavailable: in the registry's words.
+        """
+        here = self._image_id(app.image)
+        if app.pull_policy == "always" or (app.pull_policy == "missing" and here is None):
+            self._pull(app, here is not None, say)
+            here = self._image_id(app.image)
+        if here is None:
+            raise ImageUnavailable(
+                f"{app.name}: image {app.image} is not on this host and pull_policy is "
+                f"{app.pull_policy}: pull or build it first. Nothing was touched."
+            )
+        return here
+
+    def _image_id(self, image: str) -> str | None:
+        with engine_words(f"look for image {image}"):
+            try:
+                return str(self.api.inspect_image(image)["Id"])
+            except NotFound:
+                return None
+
+    def _pull(self, app: App, here: bool, say: Callable[[str], None]) -> None:
+        name, _, digest = app.image.partition("@")
+        last = name.rsplit("/", 1)[-1]
+        repository, reference = (
+            (name, digest) if digest else (name.rsplit(":", 1) if ":" in last else (name, "latest"))
+        )
+        say(f"pulling {app.image}")
+        try:
+            for line in self.api.pull(repository, tag=reference, stream=True, decode=True):
+                if "error" in line:
+                    raise APIError(line["error"], explanation=line["error"])
+        except APIError as error:
+            why = words(error)
+            if error.response is not None and error.status_code >= 500 and "manifest" not in why:
+                hint = "is the registry reachable, and `docker login` done on this host?"
+            else:
+                hint = "check its name and tag, and `docker login` on this host."
+            if here:
+                hint += " The image is on this host: with `pull_policy: missing` it is taken as is."
+            raise ImageUnavailable(
+                f"{app.name}: image {app.image} could not be pulled ({why}): {hint} "
+                "Nothing was touched."
+            ) from error
+        except (DockerException, requests.RequestException, OSError) as error:
+            raise EngineHiccup(f"Pulling {app.image} broke off: {words(error)}.") from error
+
+    def remove_image(self, image_id: str) -> None:
+        """Removes an image that nothing uses and that a registry still has.
+
+        One that was only ever built here is the user's to remove: there may be no other copy.
+        """
+        with engine_words(f"remove image {image_id}"):
+            try:
+                if self.api.inspect_image(image_id)["RepoDigests"]:
+                    self.api.remove_image(image_id)
+            except NotFound:
+                return
+            except APIError as error:
+                if error.status_code != 409:  # in use by another container, or tagged twice
+                    raise
+
+    # a replica's life
+
+    def create(
+        self, plan: Plan, index: int, *, image_id: str, environment: Mapping[str, str], run: str
+    ) -> str:
+        """A container of green, not yet started; one of a dead try with its name goes first.
+
+        Returns:
+            The container's id.
+
+        Raises:
+            Refused: the name belongs to somebody else.
+            EngineHiccup: the engine refuses, in its words.
+        """
+        app = plan.app
+        name = f"{app.name}-{plan.green}-{index}"
+        there = self.inspect(name)
+        if there is not None:
+            if (there["Config"]["Labels"] or {}).get("nonstop.app") != app.name:
+                raise Refused(
+                    f"A container named {name} exists and is not ours: rename or remove "
+                    "it, then deploy again."
+                )
+            self.remove(there["Id"])
+        labels = app.labels | {
+            "nonstop.app": app.name,
+            "nonstop.release": str(plan.green),
+            "nonstop.origin": str(plan.origin),
+            "nonstop.replica": str(index),
+            "nonstop.run": run,
+            "nonstop.image": app.image,
+            "nonstop.settings": app.model_dump_json(exclude_defaults=True),
+        }
+        end = EndpointConfig(self.api.api_version, ipv4_address=plan.addresses[index - 1])
+        with engine_words(f"create {name}"):
+            made = self.api.create_container_from_config(
+                _config(self.api, app, image_id, environment, labels, end), name
+            )
+            for network in app.networks:
+                self.api.connect_container_to_network(made["Id"], network)
+            return str(made["Id"])
+
+    def start(self, container: str) -> None:
+        """Starts a created container.
+
+        Raises:
+            ReplicaCrashed: its command cannot be run.
+            EngineHiccup: the engine refuses.
+        """
+        try:
+            with engine_words(f"start {container[:12]}"):
+                self.api.start(container)
+        except EngineHiccup as error:
+            cause = error.__cause__
+            if isinstance(cause, APIError) and cause.status_code == 400:
+                raise ReplicaCrashed(f"A replica could not start: {words(cause)}.") from error
+            raise
+
+    def retire(self, replica: Replica, grace: float) -> None:
+        """Stopped with its own signal and grace, and not started again by a reboot."""
+        with engine_words(f"stop {replica.name}"):
+            try:
+                self.api.update_container(replica.id, restart_policy={"Name": "no"})
+                self.api.stop(replica.id, timeout=int(grace + 0.5))
+            except NotFound:
+                return
+
+    def remove(self, container: str) -> None:
+        """Removes a container and its anonymous volumes, whatever its state."""
+        with engine_words(f"remove {container[:12]}"):
+            try:
+                self.api.remove_container(container, force=True, v=True)
+            except NotFound:
+                return
+            except APIError as error:
+                if error.status_code != 409:  # somebody is removing it already
+                    raise
+
+    def environment(self, container: str) -> dict[str, str]:
+        """The environment that a container has, the image's own part included."""
+        seen = self.inspect(container)
+        return _variables(seen["Config"]["Env"]) if seen else {}
+
+    def last_words(self, replica: Replica, app: App, lines: int = 20) -> str:
+        """The replica's last log lines, secrets masked; empty when it has none."""
+        with engine_words(f"read the log of {replica.name}"):
+            try:
+                log = self.api.logs(replica.id, tail=lines).decode(errors="replace")
+            except NotFound:
+                return ""
+            image = self.api.inspect_image(replica.image_id)["Config"]["Env"] or []
+        return masked(app, self.environment(replica.id), _variables(image), log).strip()
+
+    def signal(self, container: str, name: str) -> None:
+        """Sends a signal to a container's process 1."""
+        with engine_words(f"send {name} to {container}"):
+            self.api.kill(container, name)
+
+    # commands in containers
+
+    def exec(
+        self,
+        container: str,
+        command: list[str],
+        *,
+        environment: dict[str, str] | None = None,
+        user: str = "",
+        timeout: float = QUICK,
+    ) -> Output:
+        """Runs a command in a container and waits for its end.
+
+        Args:
+            container: name or id.
+            command: the argument vector.
+            environment: variables for this command.
+            user: user name or id; empty: the container's own.
+            timeout: seconds for the whole of it.
+
+        Raises:
+            EngineHiccup: it could not be started, or did not end in time.
+        """
+        what = f"run {command[0]} in {container}"
+        with engine_words(what):
+            made = self.api.exec_create(container, command, environment=environment, user=user)
+            stream = self.api.exec_start(made["Id"], socket=True)
+            try:
+                text = _read_frames(getattr(stream, "_sock", stream), time.monotonic() + timeout)
+            finally:
+                stream.close()
+            code = self.api.exec_inspect(made["Id"])["ExitCode"]
+        if code is None:
+            raise EngineHiccup(f"The Docker engine lost the command {what}.")
+        return Output(code, text.decode(errors="replace"))
+
+    def processes(self, container: str) -> list[tuple[int, str]]:
+        """Process ids (of the host) and titles in a running container."""
+        with engine_words(f"list the processes of {container}"):
+            top = self.api.top(container, ps_args="-o pid,args")
+        return [(int(row[0]), row[1]) for row in top["Processes"]]
+
+    def log_since(self, container: str, since: float, lines: int = 200) -> str:
+        """The last lines that a container logged after a time (Unix, seconds)."""
+        with engine_words(f"read the log of {container}"):
+            log: bytes = self.api.logs(container, since=since, tail=lines)
+            return log.decode(errors="replace")
+
+
+def _read_frames(sock: socket.socket, deadline: float) -> bytes:
+    """Stdout and stderr of an exec: frames of 8 bytes of header and a payload, until the end."""
+    received = bytearray()
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("it did not end in time")
+        sock.settimeout(left)
+        chunk = sock.recv(65536)
+        if not chunk:
+            break
+        received += chunk
+    text, at = bytearray(), 0
+    while at + 8 <= len(received):
+        (length,) = struct.unpack(">L", received[at + 4 : at + 8])
+        text += received[at + 8 : at + 8 + length]
+        at += 8 + length
+    return bytes(text)
+
+
+def _variables(entries: list[str] | None) -> dict[str, str]:
+    return dict(entry.partition("=")[::2] for entry in entries or [])
+
+
+def _replica(seen: dict[str, Any], network: str) -> Replica:
+    labels, state = seen["Config"]["Labels"], seen["State"]
+    end = seen["NetworkSettings"]["Networks"].get(network) or {}
+    return Replica(
+        name=seen["Name"].lstrip("/"),
+        id=seen["Id"],
+        app=labels["nonstop.app"],
+        number=int(labels["nonstop.release"]),
+        index=int(labels["nonstop.replica"]),
+        address=(end.get("IPAMConfig") or {}).get("IPv4Address") or end.get("IPAddress") or "",
+        status=state["Status"],
+        health=(state.get("Health") or {}).get("Status", ""),
+        started=state["StartedAt"],
+        restarts=seen["RestartCount"],
+        exit_code=state["ExitCode"],
+        out_of_memory=state["OOMKilled"],
+        image_id=seen["Image"],
+    )
+
+
+def _release(number: int, replicas: list[tuple[Replica, dict[str, str]]]) -> Release:
+    labels = replicas[0][1]
+    try:
+        settings = App.model_validate(json.loads(labels["nonstop.settings"]))
+    except (KeyError, ValidationError, json.JSONDecodeError) as error:
+        raise Unavailable(
+            f"Container {replicas[0][0].name} carries our labels but no settings that this version "
+            "understands: remove it by hand if it does not serve."
+        ) from error
+    return Release(
+        number=number,
+        origin=int(labels.get("nonstop.origin", number)),
+        image=labels.get("nonstop.image", ""),
+        pinned=replicas[0][0].image_id,
+        settings=settings,
+        replicas=tuple(sorted((r for r, _ in replicas), key=lambda replica: replica.index)),
+    )
+
+
+def _config(
+    api: Any,
+    app: App,
+    image_id: str,
+    environment: Mapping[str, str],
+    labels: dict[str, str],
+    end: Any,
+) -> dict[str, Any]:
+    name, _, retries = app.restart.partition(":")
+    host = api.create_host_config(
+        binds=list(app.volumes),
+        network_mode=app.proxy.network,
+        restart_policy={"Name": name, "MaximumRetryCount": int(retries or 0)},
+        init=app.init,
+        read_only=app.read_only,
+        tmpfs={path: options for path, _, options in (t.partition(":") for t in app.tmpfs)},
+        cap_add=list(app.cap_add),
+        cap_drop=list(app.cap_drop),
+        security_opt=list(app.security_opt),
+        ulimits=[_ulimit(kind, limit) for kind, limit in app.ulimits.items()],
+        extra_hosts=list(app.extra_hosts),
+        mem_limit=app.mem_limit,
+        nano_cpus=int(app.cpus * NANOSECONDS) if app.cpus else None,
+    )
+    config: dict[str, Any] = api.create_container_config(
+        image_id,
+        command=_argv(app.command),
+        entrypoint=_argv(app.entrypoint),
+        environment=dict(environment),
+        user=app.user,
+        working_dir=app.working_dir,
+        labels=labels,
+        stop_signal=app.stop_signal,
+        healthcheck=_healthcheck(app),
+        host_config=host,
+        networking_config=api.create_networking_config({app.proxy.network: end}),
+    )
+    return config
+
+
+def _argv(command: tuple[str, ...] | str | None) -> list[str] | str | None:
+    return list(command) if isinstance(command, tuple) else command
+
+
+def _ulimit(kind: str, limit: Any) -> Any:
+    soft, hard = (limit, limit) if isinstance(limit, int) else (limit.soft, limit.hard)
+    return Ulimit(name=kind, soft=soft, hard=hard)
+
+
+def _healthcheck(app: App) -> dict[str, Any] | None:
+    check = app.healthcheck
+    if check is None:
+        return None
+    test = ["CMD-SHELL", check.test] if isinstance(check.test, str) else list(check.test)
+    return {
+        "test": test,
+        "interval": int(check.interval * NANOSECONDS),
+        "timeout": int(check.timeout * NANOSECONDS),
+        "retries": check.retries,
+        "start_period": int(check.start_period * NANOSECONDS),
+    }

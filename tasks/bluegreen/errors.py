@@ -1,0 +1,97 @@
+"""Every failure, and who serves after it.
+
+NonstopError
+├── Refused            nothing was touched
+│   ├── BadInput           the App, its template or its files are wrong
+│   ├── Unavailable        the engine or the proxy cannot be used as it is
+│   ├── ImageUnavailable   no such image, or its registry refuses
+│   └── NothingKept        no release to roll back to
+├── Failed             a step failed; the release before it serves
+│   ├── EngineHiccup       the engine did not do what it should; a second try may help
+│   ├── ReplicaCrashed     a container of green ended, or never started
+│   ├── Unhealthy          green did not become healthy in time
+│   ├── SiteRejected       nginx does not take the new site
+│   ├── CutoverUnproven    nginx was reloaded and does not serve green
+│   └── BadTraffic         green serves, and does so badly
+└── StateUnknown       a person has to look
+"""
+
+from __future__ import annotations
+
+
+class NonstopError(Exception):
+    """What happened, to what; who serves now; the evidence or what to do next.
+
+    Args:
+        what: one sentence: what happened, where, and what to do about it.
+        evidence: lines that show it (a log, nginx's own words), secrets masked.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, evidence: str = "") -> None:
+        super().__init__(what, evidence)
+        self.what = what
+        self.evidence = evidence
+        self.serves = ""
+
+    def __str__(self) -> str:
+        """The sentence, who serves, and the evidence below it."""
+        sentence = " ".join(part for part in (self.what, self.serves) if part)
+        return f"{sentence}\n{self.evidence}" if self.evidence else sentence
+
+
+class Refused(NonstopError):
+    """Nothing was touched."""
+
+    exit_code = 2
+
+
+class BadInput(Refused):
+    """The App, its template or its files are wrong."""
+
+
+class Unavailable(Refused):
+    """The engine or the proxy cannot be used as it is."""
+
+
+class ImageUnavailable(Refused):
+    """No such image, or its registry refuses."""
+
+
+class NothingKept(Refused):
+    """No release to roll back to."""
+
+
+class Failed(NonstopError):
+    """A step failed; the release before it serves."""
+
+
+class EngineHiccup(Failed):
+    """The engine did not do what it should; a second try may help."""
+
+
+class ReplicaCrashed(Failed):
+    """A container of green ended, or never started."""
+
+
+class Unhealthy(Failed):
+    """Green did not become healthy in time."""
+
+
+class SiteRejected(Failed):
+    """Nginx does not take the new site."""
+
+
+class CutoverUnproven(Failed):
+    """Nginx was reloaded and does not serve green."""
+
+
+class BadTraffic(Failed):
+    """Green serves, and does so badly."""
+
+
+class StateUnknown(NonstopError):
+    """A person has to look."""
+
+    exit_code = 3

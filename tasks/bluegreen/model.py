@@ -1,0 +1,164 @@
+"""What was seen and what is decided: frozen values."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tasks.bluegreen.app import App, Frozen
+
+
+class Replica(Frozen):
+    """One container of a release, as the engine shows it."""
+
+    name: str
+    id: str
+    app: str
+    number: int
+    index: int = Field(description="1 for the first replica of its release.")
+    address: str = Field(description="IPv4 address on the proxy's network; kept while stopped.")
+    status: str = Field(description="created, running, restarting, exited, ... as Docker says.")
+    health: str = Field(default="", description="Docker's own health check; empty: none.")
+    started: str = Field(default="", description="Time of its last start.")
+    restarts: int = 0
+    exit_code: int = 0
+    out_of_memory: bool = False
+    image_id: str = ""
+
+    @property
+    def running(self) -> bool:
+        """Whether its process runs."""
+        return self.status == "running"
+
+
+class Release(Frozen):
+    """One image + environment + settings of an app, deployed once."""
+
+    number: int
+    origin: int = Field(
+        description="The release whose environment it has; its own, or the one "
+        "that a rollback returned to."
+    )
+    image: str = Field(description="The image as it was asked for, with its tag.")
+    pinned: str = Field(description="The image by digest or id; what really runs.")
+    settings: App
+    replicas: tuple[Replica, ...]
+
+    @property
+    def running(self) -> int:
+        """Number of replicas whose process runs."""
+        return sum(replica.running for replica in self.replicas)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every replica that it was deployed with still exists."""
+        return len(self.replicas) >= self.settings.replicas
+
+
+class Live(Frozen):
+    """What the running nginx says that it serves."""
+
+    number: int
+    generation: str = Field(description="Digest of the loaded site's text.")
+
+
+class Observed(Frozen):
+    """What Docker and nginx showed at one moment."""
+
+    app: str
+    releases: tuple[Release, ...] = Field(description="Ascending by number.")
+    live: Live | None = Field(description="None: the running nginx has no site of this app.")
+    site: str | None = Field(default=None, description="The site's text on disk.")
+    nginx: tuple[int, ...] = Field(default=(), description="Version of the proxy's nginx.")
+    taken: tuple[str, ...] = Field(
+        default=(), description="Addresses that containers of any app have, also stopped ones."
+    )
+    subnet: str = ""
+    dynamic: str = Field(default="", description="Part of the subnet that Docker gives away.")
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the site's file is what the running nginx has loaded."""
+        if self.live is None or self.site is None:
+            return self.live is None and self.site is None
+        return self.live.generation in self.site
+
+    def release(self, number: int) -> Release | None:
+        """The release with that number, if any container of it exists."""
+        return next((release for release in self.releases if release.number == number), None)
+
+
+class Plan(Frozen):
+    """What one deploy or rollback is about to do."""
+
+    app: App
+    green: int
+    blue: int | None = Field(description="Live when the run starts; None: a first deploy.")
+    blue_generation: str | None = None
+    origin: int = Field(description="The release whose environment green gets.")
+    source: int | None = Field(
+        default=None, description="A rollback's: the release whose image and environment return."
+    )
+    pinned: str | None = Field(default=None, description="A rollback's image.")
+    addresses: tuple[str, ...] = Field(description="One per replica.")
+    leftovers: tuple[int, ...] = Field(description="Abandoned greens, removed before the start.")
+    previous_site: str | None = Field(
+        description="The text that blue's generation was loaded from; None: the file is another."
+    )
+
+
+class Retirement(Frozen):
+    """What teardown-blue does to which release."""
+
+    stop: tuple[int, ...]
+    keep: tuple[int, ...]
+    remove: tuple[int, ...]
+
+
+class Site(Frozen):
+    """One app's piece of nginx configuration."""
+
+    app: str
+    number: int
+    generation: str
+    text: str
+
+
+class Verified(Frozen):
+    """What verify-traffic saw."""
+
+    requests: int = Field(description="Requests of ours through the front door.")
+    failed: int
+    visitors: int = Field(description="Visitors' requests that green's replicas answered.")
+    visitors_failed: int
+
+
+class Drained(Frozen):
+    """How blue's last requests ended."""
+
+    seconds: float
+    left: int = Field(description="Connections to blue that the limit cut; 0: none was lost.")
+
+
+class Step(Frozen):
+    """One step of a run."""
+
+    name: str
+    seconds: float
+
+
+class Report(Frozen):
+    """How a run ended."""
+
+    outcome: Literal["succeeded", "refused", "failed", "unknown"]
+    app: str
+    release: int | None = None
+    image: str = ""
+    pinned: str = ""
+    blue: int | None = None
+    steps: tuple[Step, ...] = ()
+    verified: Verified | None = None
+    drained: Drained | None = None
+    cleanup: Literal["done", "pending"] = "done"
+    message: str = ""

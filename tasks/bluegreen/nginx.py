@@ -1,0 +1,323 @@
+"""The proxy's nginx: what it serves, a new site, the proof of a cutover, the drain."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address
+from typing import NamedTuple
+
+from tasks.bluegreen.app import Proxy
+from tasks.bluegreen.containers import Engine, Output
+from tasks.bluegreen.errors import CutoverUnproven, EngineHiccup, SiteRejected, Unavailable
+from tasks.bluegreen.model import Drained, Live, Site
+
+STATUS_PORT = 18099  # on the container's loopback: which generation is loaded
+SITES = "/etc/nginx/nonstop/sites"  # in a proxy that nonstop created
+MAIN = "/etc/nginx/nonstop/nginx.conf"
+RELOAD = 15.0  # seconds until a reload has to be proven
+HEADER_TIMEOUT = 61.0  # seconds: nginx's default client_header_timeout, and a moment
+LARGEST_SITE = 100_000  # bytes: it travels in an environment variable, Linux allows 128 KiB
+
+LOOK = """
+nginx -v 2>&1
+echo --status
+for try in 1 2 3; do
+    if command -v curl >/dev/null; then
+        curl -s --noproxy '*' --max-time 3 -H "Host: $APP.nonstop" "http://127.0.0.1:$PORT/"
+    elif command -v wget >/dev/null; then
+        wget -q -T 3 -O - --header "Host: $APP.nonstop" "http://127.0.0.1:$PORT/"
+    else
+        exit 97
+    fi && break
+    code=$?
+    [ $code -ne 7 ] || break
+done
+[ ! -e "$SITE" ] || { echo --site; cat "$SITE"; }
+"""
+
+CHECK = r"""
+set -e
+conf=${CONF:-$(nginx -V 2>&1 | tr ' ' '\n' | sed -n 's/^--conf-path=//p')}
+copy=$(mktemp -d /dev/shm/nonstop.XXXXXX)
+trap 'rm -rf "$copy"' EXIT
+root=$(dirname "$conf")
+mirror() {
+    mkdir -p "$copy$1"
+    [ ! -d "$1" ] || cp -a "$1/." "$copy$1"
+    grep -rlF -- "$1/" "$copy" | while IFS= read -r file; do
+        sed -i "s#$1/#$copy$1/#g" "$file"
+    done
+}
+mirror "$root"
+case "$DIRECTORY/" in "$root"/*) ;; *) mirror "$DIRECTORY" ;; esac
+mkdir -p "$copy$DIRECTORY"
+if [ -n "$TEXT" ]; then printf '%s' "$TEXT" > "$copy$DIRECTORY/$NAME"; fi
+code=0
+nginx -T -c "$copy$conf" > "$copy/dump" 2> "$copy/words" || code=95
+sed "s#$copy##g" "$copy/words"
+if [ $code = 0 ] && [ -n "$TEXT" ]; then
+    grep -qF "# configuration file $copy$DIRECTORY/$NAME:" "$copy/dump" || code=96
+fi
+exit $code
+"""
+
+INSTALL = """
+set -e
+umask 022
+if [ -n "$TEXT" ]; then
+    printf '%s' "$TEXT" > "$SITE.new"
+    mv -f "$SITE.new" "$SITE"
+    cat "$SITE"
+else
+    rm -f "$SITE"
+fi
+"""
+
+
+class Look(NamedTuple):
+    """What the proxy shows of one app."""
+
+    version: tuple[int, ...]
+    live: Live | None
+    site: str | None
+
+
+class Nginx:
+    """The nginx in a running container.
+
+    Raises:
+        Unavailable: there is no such container, it is stopped, or nginx is not its first process.
+    """
+
+    def __init__(self, engine: Engine, proxy: Proxy) -> None:
+        self.engine, self.proxy = engine, proxy
+        seen = engine.inspect(proxy.container)
+        if seen is None:
+            raise Unavailable(
+                f"There is no proxy: no container is named {proxy.container}. Start your nginx, "
+                "name it in proxy.container, or set proxy.image and nonstop creates one."
+            )
+        if seen["State"]["Status"] != "running":
+            raise Unavailable(
+                f"The proxy {proxy.container} is {seen['State']['Status']}: "
+                f"start it with `docker start {proxy.container}`."
+            )
+        self.id: str = seen["Id"]
+        self.seen = seen
+        self.ours = "nonstop.proxy" in (seen["Config"]["Labels"] or {})
+        self.directory = proxy.directory or (SITES if self.ours else "/etc/nginx/conf.d")
+        titles = [title for _, title in engine.processes(self.id)]
+        master = next((t for t in titles[:2] if t.startswith("nginx: master process")), None)
+        if master is None:
+            raise Unavailable(
+                f"The first process of {proxy.container} is not nginx "
+                f"({titles[0] if titles else 'nothing'}): name the nginx container "
+                "in proxy.container."
+            )
+        given = re.search(r"\s-c\s*(\S+?);?(\s|$)", master)
+        self.main = given[1] if given else ""
+
+    def address(self) -> str:
+        """The proxy's IPv4 address on the network it shares with the replicas; or empty."""
+        ends = self.seen["NetworkSettings"]["Networks"]
+        return str((ends.get(self.proxy.network) or {}).get("IPAddress") or "")
+
+    def path(self, app: str) -> str:
+        """Where an app's site is, in the container."""
+        return f"{self.directory}/nonstop-{app}.conf"
+
+    def look(self, app: str) -> Look:
+        """The version, what the running nginx serves of `app`, and the site's text on disk.
+
+        Raises:
+            Unavailable: the container has no HTTP client to ask nginx on its loopback.
+        """
+        output = self._run(LOOK, {"APP": app, "PORT": str(STATUS_PORT), "SITE": self.path(app)})
+        if output.code == 97:
+            raise Unavailable(
+                f"The proxy {self.proxy.container} has neither curl nor wget, with "
+                "which its nginx is asked what it serves: use an image with one."
+            )
+        head, _, site = output.text.partition("--site\n")
+        version, _, status = head.partition("--status\n")
+        numbers = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", version)
+        said = status.split()
+        live = Live(number=int(said[1]), generation=said[2]) if said[:1] == [app] else None
+        return Look(tuple(map(int, numbers.groups())) if numbers else (), live, site or None)
+
+    def check(self, site: Site | None) -> None:
+        """The proxy's own nginx accepts the whole configuration with this site in it.
+
+        It is tried on a copy; the live files are not touched. Without a site: as it is.
+
+        Raises:
+            SiteRejected: in nginx's words.
+            Unavailable: the configuration is broken without the site, too.
+        """
+        text = site.text if site else ""
+        if len(text.encode()) > LARGEST_SITE:
+            raise SiteRejected(
+                f"The site has {len(text.encode())} bytes; {LARGEST_SITE} is the "
+                "most that nonstop installs."
+            )
+        output = self._run(
+            CHECK,
+            {
+                "CONF": self.main,
+                "DIRECTORY": self.directory,
+                "TEXT": text,
+                "NAME": f"nonstop-{site.app}.conf" if site else "",
+            },
+            timeout=60,
+        )
+        words = _complaints(output.text)
+        if output.code == 0 and "conflicting server name" not in words:
+            return
+        if site is None:
+            raise Unavailable(
+                f"The configuration of {self.proxy.container} does not load as it "
+                "is: repair it first. Nothing was touched.",
+                words,
+            )
+        if output.code == 96:
+            raise SiteRejected(
+                f"nginx in {self.proxy.container} does not read "
+                f"{self.directory}/*.conf: add `include {self.directory}/*.conf;` "
+                "to its http block, or set proxy.directory."
+            )
+        if output.code == 0:
+            raise SiteRejected(
+                f"{site.app}: another site of {self.proxy.container} has one of "
+                "its host names already: change `hosts`.",
+                words,
+            )
+        self.check(None)
+        raise SiteRejected(f"{site.app}: nginx in {self.proxy.container} rejects the site.", words)
+
+    def install(self, app: str, text: str | None) -> None:
+        """The site's file has this text, or is gone; never half of it at any moment.
+
+        Raises:
+            EngineHiccup: it was not written, or nginx would read something else.
+        """
+        output = self._run(INSTALL, {"SITE": self.path(app), "TEXT": text or ""}, user="0")
+        if output.code != 0 or output.text != (text or ""):
+            raise EngineHiccup(
+                f"Writing {self.path(app)} in {self.proxy.container} failed: "
+                f"{output.text.strip()[-300:] or 'it reads differently'}."
+            )
+
+    def accepting(self) -> set[int]:
+        """Process ids of the workers that accept connections."""
+        return {
+            pid
+            for pid, title in self.engine.processes(self.id)
+            if title.startswith("nginx: worker process") and "shutting down" not in title
+        }
+
+    def leaving(self) -> set[int]:
+        """Process ids of the workers of earlier generations, which finish their requests."""
+        return {
+            pid
+            for pid, title in self.engine.processes(self.id)
+            if title.startswith("nginx: worker process is shutting down")
+        }
+
+    def reload(self, app: str, generation: str | None) -> None:
+        """The running nginx has this generation of the app, and no worker accepts with another.
+
+        Args:
+            app: whose site changed.
+            generation: the digest that has to answer; None: the app has no site any more.
+
+        Raises:
+            CutoverUnproven: with nginx's own reason where it gave one.
+        """
+        before = self.accepting()
+        began, since = time.monotonic(), time.time()
+        asked = 0.0
+        self.engine.signal(self.id, "HUP")
+        while True:
+            now = self.accepting()
+            live = None
+            if now and not now & before:
+                live = self.look(app).live
+                if (live.generation if live else None) == generation:
+                    return
+            waited = time.monotonic() - began
+            if waited - asked > 1 or waited > RELOAD:
+                asked = waited
+                reason = self.complaints(since)
+                if reason or waited > RELOAD:
+                    raise CutoverUnproven(
+                        f"{app}: nginx in {self.proxy.container} did not take the new "
+                        f"configuration within {waited:.0f} s.",
+                        reason,
+                    )
+            time.sleep(0.05)
+
+    def complaints(self, since: float) -> str:
+        """What nginx logged as an emergency since a time (Unix, seconds), at most ten lines."""
+        log = self.engine.log_since(self.id, since)
+        if not _complaints(log):  # many packages log errors to a file instead
+            log = self._run("tail -n 20 /var/log/nginx/error.log 2>/dev/null", {}).text
+            stamp = time.strftime("%Y/%m/%d %H:%M:%S", time.gmtime(since))
+            log = "\n".join(line for line in log.splitlines() if line[:19] >= stamp)
+        return _complaints(log)
+
+    def connections(self, addresses: Iterable[str], port: int) -> int:
+        """Number of open connections from the proxy to these addresses."""
+        ends = {
+            f"{int.from_bytes(IPv4Address(a).packed, 'little'):08X}:{port:04X}"
+            for a in addresses
+            if a
+        }
+        table = self._run("cat /proc/net/tcp", {}).text.splitlines()[1:]
+        rows = (line.split() for line in table)
+        return sum(1 for row in rows if len(row) > 3 and row[2] in ends and row[3] == "01")
+
+    def drain(
+        self, addresses: Iterable[str], port: int, limit: float, say: Callable[[str], None]
+    ) -> Drained:
+        """Nobody sends requests to these addresses any more, or the limit (seconds) has passed.
+
+        Old workers keep the connections of their visitors; when they are gone, so are these. On a
+        proxy with other sites, whose visitors may hold old workers for long, it is enough that no
+        connection to the addresses is open once nobody can start a request in an old worker.
+        """
+        where = tuple(addresses)
+        began = time.monotonic()
+        told = 0.0
+        while True:
+            old = self.leaving()
+            waited = time.monotonic() - began
+            if not old:
+                return Drained(seconds=round(waited, 3), left=0)
+            left = self.connections(where, port)
+            if (left == 0 and waited > HEADER_TIMEOUT) or waited > limit:
+                return Drained(seconds=round(waited, 3), left=left)
+            if waited - told >= 5:
+                told = waited
+                say(
+                    f"draining for {waited:.0f} s of at most {limit:.0f} s: {left} connections "
+                    f"in {len(old)} old workers"
+                )
+            time.sleep(min(0.1 + waited / 20, 1.0))
+
+    def _run(
+        self, script: str, environment: dict[str, str], user: str = "", timeout: float = 20
+    ) -> Output:
+        return self.engine.exec(
+            self.id, ["sh", "-c", script], environment=environment, user=user, timeout=timeout
+        )
+
+
+def _complaints(log: str) -> str:
+    lines = [
+        line.strip()
+        for line in log.splitlines()
+        if "[emerg]" in line or "[alert]" in line or "conflicting server name" in line
+    ]
+    return "\n".join(lines[-10:])

@@ -1,0 +1,181 @@
+"""What the proxy stands on: the network between it and the replicas, and a proxy of our own."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import time
+from pathlib import PurePosixPath
+from typing import Any
+
+from docker.errors import APIError, ImageNotFound, NotFound
+from docker.types import IPAMConfig, IPAMPool
+
+from tasks.bluegreen.app import App, Proxy
+from tasks.bluegreen.containers import Engine, engine_words, words
+from tasks.bluegreen.errors import EngineHiccup, Unavailable
+from tasks.bluegreen.nginx import MAIN, SITES, Nginx
+from tasks.bluegreen.site import render_main
+
+# Private ranges that hosts and clouds seldom use; the first that is free on the engine is taken.
+POOLS = [f"10.{second}.0.0/20" for second in range(213, 229)]
+STARTUP = 10.0  # seconds until a new proxy has to answer
+
+
+def dynamic_part(subnet: str) -> str:
+    """The quarter of a new network that Docker gives away by itself."""
+    return subnet.replace("/20", "/22")
+
+
+def ensure_proxy(engine: Engine, app: App) -> Nginx:
+    """The proxy runs, and shares a network with fixed addresses with the replicas.
+
+    Args:
+        engine: where.
+        app: whose `proxy`.
+
+    Raises:
+        Unavailable: there is no proxy and none may be created, or its port is taken.
+    """
+    proxy = app.proxy
+    if engine.inspect(proxy.container) is None and proxy.image is not None:
+        ensure_network(engine, proxy)
+        _create(engine, app)
+    nginx = Nginx(engine, proxy)
+    if nginx.seen["HostConfig"]["NetworkMode"] == "host":
+        ensure_network(engine, proxy)
+    elif proxy.network not in nginx.seen["NetworkSettings"]["Networks"]:
+        ensure_network(engine, proxy)
+        with engine_words(f"connect {proxy.container} to network {proxy.network}"):
+            engine.api.connect_container_to_network(nginx.id, proxy.network)
+        nginx = Nginx(engine, proxy)
+    return nginx
+
+
+def ranges(engine: Engine, proxy: Proxy) -> tuple[str, str]:
+    """The network's subnet, and the part of it that Docker gives away by itself.
+
+    Raises:
+        Unavailable: the network is missing, or has no room for fixed addresses.
+    """
+    with engine_words(f"describe network {proxy.network}"):
+        try:
+            pools = engine.api.inspect_network(proxy.network)["IPAM"]["Config"] or []
+        except NotFound:
+            pools = []
+    for pool in pools:
+        if ":" not in pool["Subnet"] and pool.get("IPRange"):
+            return pool["Subnet"], pool["IPRange"]
+    raise Unavailable(
+        f"Network {proxy.network} has no room for fixed addresses: let nonstop create one of "
+        "another name (proxy.network), or create it with `docker network create --subnet "
+        "10.20.0.0/20 --ip-range 10.20.0.0/22 NAME`."
+    )
+
+
+def ensure_network(engine: Engine, proxy: Proxy) -> None:
+    """The network exists; a new one gets a subnet that is free."""
+    with engine_words(f"list the network {proxy.network}"):
+        if any(n["Name"] == proxy.network for n in engine.api.networks(names=[proxy.network])):
+            return
+    for subnet in POOLS:
+        pool = IPAMPool(subnet=subnet, iprange=dynamic_part(subnet))
+        try:
+            with engine_words(f"create network {proxy.network}"):
+                engine.api.create_network(
+                    proxy.network,
+                    driver="bridge",
+                    ipam=IPAMConfig(pool_configs=[pool]),
+                    labels={"nonstop.network": proxy.network},
+                    check_duplicate=True,
+                )
+                return
+        except EngineHiccup as error:
+            if "overlap" not in str(error).lower():
+                raise
+    raise Unavailable(
+        f"No free subnet for network {proxy.network}: create it yourself with "
+        "`docker network create --subnet SUBNET --ip-range PART_OF_IT "
+        f"{proxy.network}`."
+    )
+
+
+def _create(engine: Engine, app: App) -> None:
+    proxy = app.proxy
+    directory = str(PurePosixPath(MAIN).parent)
+    ports = [_binding(entry) for entry in proxy.publish]
+    api: Any = engine.api
+    try:
+        made = api.create_container(
+            proxy.image,
+            name=proxy.container,
+            entrypoint=["nginx", "-c", MAIN, "-g", "daemon off;"],
+            command=[],
+            stop_signal="SIGQUIT",
+            ports=[inside for inside, _ in ports],
+            labels={"nonstop.proxy": proxy.container},
+            host_config=api.create_host_config(
+                binds=[f"{proxy.container}-sites:{directory}"],
+                port_bindings=dict(ports),
+                network_mode=proxy.network,
+                restart_policy={"Name": "always"},
+            ),
+        )
+    except ImageNotFound as error:
+        raise Unavailable(
+            f"The proxy's image {proxy.image} is not on this host: "
+            f"`docker pull {proxy.image}`, or name another in "
+            "proxy.image."
+        ) from error
+    except APIError as error:
+        raise Unavailable(
+            f"The proxy {proxy.container} cannot be created from {proxy.image}: {words(error)}."
+        ) from error
+    try:
+        with engine_words(f"configure {proxy.container}"):
+            api.put_archive(made["Id"], directory, _archive(proxy))
+        api.start(made["Id"])
+        _answers(engine, proxy)
+    except APIError as error:
+        engine.remove(made["Id"])
+        raise Unavailable(
+            f"The proxy {proxy.container} cannot start, perhaps as a port of {proxy.publish} is "
+            f"taken: free it or change proxy.publish ({words(error)})."
+        ) from error
+    except BaseException:
+        engine.remove(made["Id"])
+        raise
+
+
+def _answers(engine: Engine, proxy: Proxy) -> None:
+    """Nginx is up in a container that was just started."""
+    deadline = time.monotonic() + STARTUP
+    while True:
+        seen = engine.inspect(proxy.container)
+        if seen is not None and seen["State"]["Status"] == "running" and not seen["RestartCount"]:
+            nginx = Nginx(engine, proxy)
+            if nginx.accepting():
+                return
+        if time.monotonic() > deadline or (seen and seen["RestartCount"]):
+            log = engine.log_since(proxy.container, 0, 10) if seen else ""
+            raise Unavailable(f"The proxy {proxy.container} did not start from {proxy.image}.", log)
+        time.sleep(0.1)
+
+
+def _binding(entry: str) -> tuple[int, tuple[str, int] | int]:
+    *address, host, inside = entry.split(":")
+    return int(inside), (address[0], int(host)) if address else int(host)
+
+
+def _archive(proxy: Proxy) -> bytes:
+    """The volume's first content: the main configuration and an empty directory of sites."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        sites = tarfile.TarInfo(PurePosixPath(SITES).name)
+        sites.type, sites.mode = tarfile.DIRTYPE, 0o755
+        tar.addfile(sites)
+        text = render_main(SITES, proxy.listen).encode()
+        main = tarfile.TarInfo(PurePosixPath(MAIN).name)
+        main.size, main.mode = len(text), 0o644
+        tar.addfile(main, io.BytesIO(text))
+    return buffer.getvalue()

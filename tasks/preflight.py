@@ -1,0 +1,53 @@
+"""preflight: everything that can be refused is refused here, before anything is touched."""
+
+from __future__ import annotations
+
+from docker.errors import NotFound
+
+from tasks.bluegreen.app import App
+from tasks.bluegreen.containers import Engine, engine_words
+from tasks.bluegreen.environment import environment, render_text
+from tasks.bluegreen.errors import BadInput, SiteRejected
+from tasks.bluegreen.proxy import ensure_proxy
+from tasks.bluegreen.site import render_site
+from tasks.secret import secret
+from tasks.step import step
+
+NOWHERE = tuple(f"192.0.2.{last}" for last in range(1, 65))  # addresses for documentation
+ANY = (1, 30, 0)  # a version of nginx, before the real one is known
+
+
+@step("preflight", timeout=180, retries=1)
+def preflight(app: App, *, rollback: bool = False) -> None:
+    """The App can be deployed here: its files, secrets and networks exist, nginx takes its site.
+
+    A proxy that has to be created is created as the last thing.
+
+    Args:
+        app: what is going to be deployed.
+        rollback: its environment comes from the kept containers, so it is not made again.
+
+    Raises:
+        Refused: with what is wrong, where, and what to do.
+    """
+    addresses = NOWHERE[: app.replicas]
+    render_site(app, 0, addresses, ANY)
+    if not rollback:
+        environment(app, 0, 1, secret)
+    for value in app.health.headers.values():
+        render_text(app, "health.headers", value, 0, 1)
+    with Engine() as engine:
+        for network in app.networks:
+            with engine_words(f"describe network {network}"):
+                try:
+                    engine.api.inspect_network(network)
+                except NotFound as error:
+                    raise BadInput(
+                        f"{app.name}: there is no Docker network {network}: create it "
+                        "or remove it from `networks`."
+                    ) from error
+        nginx = ensure_proxy(engine, app)
+        try:
+            nginx.check(render_site(app, 0, addresses, nginx.look(app.name).version))
+        except SiteRejected as error:
+            raise BadInput(error.what + " Nothing was touched.", error.evidence) from error

@@ -1,0 +1,67 @@
+"""What every step is: a Prefect task, bounded, timed, and tried again where that can help."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.logging import get_run_logger
+from prefect.tasks import exponential_backoff
+
+from tasks.bluegreen.errors import EngineHiccup
+from tasks.bluegreen.model import Step
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+STEPS: ContextVar[list[Step] | None] = ContextVar("STEPS", default=None)
+
+
+def step(name: str, *, timeout: float, retries: int = 0) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """A Prefect task by this name, whose seconds are noted in STEPS.
+
+    Args:
+        name: as shown in the Prefect UI.
+        timeout: seconds, the outermost bound; waits inside have shorter ones of their own.
+        retries: further tries after a hiccup of the engine. A crash or a rejection never passes
+            by itself, so these are not tried again.
+    """
+
+    def decorate(function: Callable[P, R]) -> Task[P, R]:
+        @functools.wraps(function)
+        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+            began = time.monotonic()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                steps = STEPS.get()
+                if steps is not None:
+                    steps.append(Step(name=name, seconds=round(time.monotonic() - began, 3)))
+
+        return task(
+            name=name,
+            timeout_seconds=timeout,
+            retries=retries,
+            retry_delay_seconds=exponential_backoff(1),
+            retry_jitter_factor=0.5,
+            retry_condition_fn=_may_pass,
+            cache_policy=NO_CACHE,
+            persist_result=False,
+        )(timed)
+
+    return decorate
+
+
+def _may_pass(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    return isinstance(state.result(raise_on_failure=False), EngineHiccup)
+
+
+def say(text: str) -> None:
+    """One short sentence in the run's log."""
+    get_run_logger().info(text)

@@ -1,0 +1,121 @@
+"""verify-traffic: green serves well, say our own requests and the visitors' results."""
+
+from __future__ import annotations
+
+import time
+
+from tasks.bluegreen.app import Verify
+from tasks.bluegreen.containers import Engine
+from tasks.bluegreen.errors import BadTraffic
+from tasks.bluegreen.model import Plan, Replica, Verified
+from tasks.bluegreen.nginx import Nginx
+from tasks.bluegreen.probe import Answer, FrontDoor
+from tasks.bluegreen.visits import Attempts, Visits
+from tasks.health_check import ensure_alive
+from tasks.step import say, step
+
+LOOK = 1.0  # seconds between two looks at the containers and the visitors' results
+FLUSH = 1.2  # seconds until nginx has written what it logged
+TELL = 10.0
+
+
+@step("verify-traffic", timeout=1800)
+def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
+    """For the bake time every replica ran, and requests were answered by green and were right.
+
+    Ours go through the front door as a visitor's do; visitors' own results are read from the access
+    log and compared with blue's before the cutover. One blip is no reason to go back.
+
+    Raises:
+        BadTraffic: with the failing requests.
+        ReplicaCrashed: with the last lines of its log.
+    """
+    app, verify = plan.app, plan.app.verify
+    with Engine() as engine, Engine() as follower:
+        nginx = Nginx(engine, app.proxy)
+        door = FrontDoor(engine, nginx, app)
+        blue = next(
+            (
+                release
+                for release in engine.releases(app.name, app.proxy.network)
+                if release.number == plan.blue
+            ),
+            None,
+        )
+        with Visits(
+            follower,
+            nginx,
+            app.name,
+            _servers(app.port, replicas),
+            _servers(blue.settings.port, blue.replicas) if blue else frozenset(),
+        ) as visits:
+            began = looked = told = time.monotonic()
+            requests = failed = in_a_row = 0
+            while True:
+                answer = door.get(verify.path, verify.timeout)
+                why = _wrong(plan, answer)
+                requests += 1
+                failed += bool(why)
+                in_a_row = in_a_row + 1 if why else 0
+                if in_a_row >= verify.failures:
+                    raise BadTraffic(
+                        f"Release {plan.green} of {app.name} failed {in_a_row} requests in a row "
+                        f"through {door.base}: {why}.",
+                        "\n".join(engine.last_words(replica, app) for replica in replicas[:2]),
+                    )
+                now = time.monotonic()
+                if now - looked >= LOOK:
+                    looked = now
+                    for replica in replicas:
+                        ensure_alive(engine, plan, replica)
+                    judge(verify, plan, visits.green, visits.blue)
+                if now - began >= verify.bake_time and not in_a_row:
+                    break
+                if now - told >= TELL:
+                    told = now
+                    say(
+                        f"watched release {plan.green} for {now - began:.0f} of "
+                        f"{verify.bake_time:g} s: {requests} requests of ours, {failed} failed; "
+                        f"{visits.green.total} of visitors, {visits.green.failed} failed"
+                    )
+                time.sleep(verify.interval)
+            if verify.bake_time:
+                time.sleep(FLUSH)
+            for replica in replicas:
+                ensure_alive(engine, plan, replica)
+            judge(verify, plan, visits.green, visits.blue)
+            visitors = visits.green
+    say(
+        f"release {plan.green} is good: {requests} requests of ours, {failed} failed; "
+        f"{visitors.total} of visitors, {visitors.failed} failed (blue before: "
+        f"{visits.blue.failed} of {visits.blue.total})"
+    )
+    return Verified(
+        requests=requests, failed=failed, visitors=visitors.total, visitors_failed=visitors.failed
+    )
+
+
+def judge(verify: Verify, plan: Plan, green: Attempts, blue: Attempts) -> None:
+    """Visitors fare no worse with green than they did with blue.
+
+    Raises:
+        BadTraffic: green failed more than `failures` requests and more than its share.
+    """
+    if green.failed >= verify.failures and green.share > blue.share + verify.tolerance:
+        raise BadTraffic(
+            f"Release {plan.green} of {plan.app.name} fails its visitors: {green.failed} of "
+            f"{green.total} requests ({green.share:.1%}; blue {blue.share:.1%}, tolerance "
+            f"{verify.tolerance:.1%})."
+        )
+
+
+def _servers(port: int, replicas: tuple[Replica, ...]) -> frozenset[str]:
+    return frozenset(f"{replica.address}:{port}" for replica in replicas)
+
+
+def _wrong(plan: Plan, answer: Answer) -> str:
+    if answer.status not in plan.app.verify.status:
+        return f"{plan.app.verify.path} answers {answer}"
+    if answer.release != str(plan.green):
+        return f"answered by release {answer.release or 'unknown'}"
+    return ""

@@ -1,0 +1,1 @@
+"""Rules of the house, each tried on a real engine, a real nginx and a real Prefect server."""

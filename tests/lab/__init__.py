@@ -1,0 +1,1 @@
+"""What tests, demo and bench stand on: a Docker engine, images and visitors."""
