@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,9 +12,9 @@ from prefect import flow
 from prefect.exceptions import Abort, Pause
 from prefect.logging import get_run_logger
 
-from tasks.bluegreen.app import App, Proxy
-from tasks.bluegreen.errors import NonstopError
-from tasks.bluegreen.model import Drained, Plan, Report, Step
+from tasks.bluegreen.app import App, parse
+from tasks.bluegreen.errors import Failed, NonstopError, Refused
+from tasks.bluegreen.model import Drained, Plan, Replica, Report, Step, Verified
 from tasks.bluegreen.plan import plan_deploy, plan_rollback
 from tasks.health_check import health_check
 from tasks.observe import observe
@@ -37,25 +38,23 @@ def deploy(app: App, image: str | None = None) -> Report:
         app: What runs, how it is reached, and when it is good.
         image: Image to deploy instead of the app's own; empty: the app's own.
     """
-    if image:
-        app = App.model_validate(app.model_dump() | {"image": image})
     STEPS.set([])
+    if image:
+        app = parse(app.model_dump() | {"image": image})
     preflight(app)
     return replace(plan_deploy(app, observe(app.name, app.proxy)))
 
 
 @flow(name="rollback", timeout_seconds=3 * HOURS, persist_result=False)
-def rollback(app: str, proxy: Proxy | None = None, to: int | None = None) -> Report:
+def rollback(app: str, to: int | None = None) -> Report:
     """Return to an earlier release: its image, environment and settings, under a new number.
 
     Args:
         app: Name of the app.
-        proxy: The nginx in front, if it is not the default one.
         to: Number of the release to return to; empty: the one before the live one.
     """
     STEPS.set([])
-    seen = observe(app, proxy or Proxy())
-    plan = plan_rollback(seen, to)
+    plan = plan_rollback(observe(app), to)
     preflight(plan.app, rollback=True)
     return replace(plan)
 
@@ -64,6 +63,7 @@ def replace(plan: Plan) -> Report:
     """Green instead of blue; or, after any failure, blue as before and the failure raised."""
     log = get_run_logger()
     log.info("%s: release %d replaces %s", plan.app.name, plan.green, plan.blue or "nothing")
+    replicas: tuple[Replica, ...] = ()
     try:
         replicas = start_green(plan)
         health_check(plan, replicas)
@@ -74,23 +74,34 @@ def replace(plan: Plan) -> Report:
         raise
     except BaseException as failure:  # a cancelled run raises no Exception
         with undisturbed():
-            serves = roll_back(
-                plan, str(failure).splitlines()[0] if str(failure) else type(failure).__name__
-            )
-        log.error(serves)  # noqa: TRY400  # the failure itself is raised and told once, below
-        if isinstance(failure, NonstopError):
-            failure.serves = serves
-        raise
+            serves = roll_back(plan, str(failure) or type(failure).__name__)
+        log.warning(serves)
+        if not isinstance(failure, Exception):
+            failure.add_note(serves)
+            raise
+        raise told(plan, failure, serves, touched=bool(replicas)) from failure
     drained, pending = None, ""
     try:
         drained = teardown_blue(plan)
     except NonstopError as error:  # green serves and is good: a failed cleanup undoes nothing
-        pending = f" Cleanup is pending, the next run finishes it: {error}"
+        pending = f" Cleanup is pending, the next deploy finishes it: {error}"
         log.warning(pending)
-    return _report(plan, drained, pending).model_copy(update={"verified": verified})
+    return _report(plan, verified, drained, pending)
 
 
-def _report(plan: Plan, drained: Drained | None, pending: str) -> Report:
+def told(plan: Plan, failure: Exception, serves: str, *, touched: bool) -> NonstopError:
+    """The failure as one of ours, with who serves; `Refused` only if nothing was touched."""
+    if isinstance(failure, NonstopError) and not (touched and isinstance(failure, Refused)):
+        error = failure
+    elif isinstance(failure, NonstopError):
+        error = Failed(failure.what, failure.evidence)
+    else:
+        error = Failed(f"{plan.app.name}: {type(failure).__name__}: {failure}.")
+    error.serves = serves
+    return error
+
+
+def _report(plan: Plan, verified: Verified, drained: Drained | None, pending: str) -> Report:
     steps: list[Step] = STEPS.get() or []
     return Report(
         outcome="succeeded",
@@ -99,6 +110,7 @@ def _report(plan: Plan, drained: Drained | None, pending: str) -> Report:
         image=plan.app.image,
         blue=plan.blue,
         steps=tuple(steps),
+        verified=verified,
         drained=drained,
         cleanup="pending" if pending else "done",
         message=f"Release {plan.green} of {plan.app.name} serves.{pending}",
@@ -117,3 +129,15 @@ def undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Our own failures tell everything in their sentence; a traceback would only bury it."""
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    if isinstance(error, NonstopError):
+        record.exc_info = None
+    return True
+
+
+for name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(name).addFilter(_without_traceback)

@@ -84,7 +84,7 @@ def ensure_alive(engine: Engine, plan: Plan, replica: Replica) -> Replica:
     Raises:
         ReplicaCrashed: otherwise, with exit code and the last lines of its log.
     """
-    seen = engine.replica(replica.id, plan.app.proxy.network)
+    seen = engine.replica(replica.id)
     if seen is None:
         raise ReplicaCrashed(f"{replica.name} was removed by somebody.")
     if seen.running and seen.started == replica.started and seen.address == replica.address:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tasks.bluegreen.app import Proxy
 from tasks.bluegreen.containers import Engine
+from tasks.bluegreen.errors import NothingKept
 from tasks.bluegreen.model import Observed
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.proxy import POOLS, dynamic_part, ranges
@@ -11,14 +12,26 @@ from tasks.step import step
 
 
 @step("observe", timeout=120, retries=2)
-def observe(app: str, proxy: Proxy) -> Observed:
+def observe(app: str, proxy: Proxy | None = None) -> Observed:
     """The releases of `app`, which one the running nginx serves, and the addresses in use.
+
+    Args:
+        app: name of the app.
+        proxy: the nginx in front; by default the one that the newest release was deployed behind.
 
     Raises:
         Unavailable: engine or proxy cannot be asked, so nothing may be decided.
+        NothingKept: without `proxy`, the app has no release to learn it from.
     """
     with Engine() as engine:
-        releases = engine.releases(app, proxy.network)
+        releases = engine.releases(app)
+        if proxy is None:
+            if not releases:
+                raise NothingKept(
+                    f"There is no release of {app} on this engine: check the name, or deploy it "
+                    f"with `nonstop deploy {app}`."
+                )
+            proxy = releases[-1].settings.proxy
         if proxy.image is not None and engine.inspect(proxy.container) is None:
             return Observed(
                 app=app,
@@ -27,7 +40,8 @@ def observe(app: str, proxy: Proxy) -> Observed:
                 subnet=POOLS[0],
                 dynamic=dynamic_part(POOLS[0]),
             )
-        look = Nginx(engine, proxy).look(app)
+        nginx = Nginx(engine, proxy)
+        look = nginx.look(app)
         subnet, dynamic = ranges(engine, proxy)
         return Observed(
             app=app,
@@ -35,6 +49,7 @@ def observe(app: str, proxy: Proxy) -> Observed:
             live=look.live,
             site=look.site,
             nginx=look.version,
+            leaving=tuple(sorted(nginx.leaving())),
             taken=engine.addresses(proxy.network),
             subnet=subnet,
             dynamic=dynamic,

@@ -28,17 +28,18 @@ def roll_back(plan: Plan, why: str) -> str:
     Raises:
         StateUnknown: that could not be reached; a person has to look.
     """
+    why = why.splitlines()[0]
     say(f"rolling back: {why}")
     app = plan.app
     try:
         with Engine() as engine:
             nginx = Nginx(engine, app.proxy)
-            releases = {r.number: r for r in engine.releases(app.name, app.proxy.network)}
+            releases = {r.number: r for r in engine.releases(app.name)}
             green, blue = releases.get(plan.green), releases.get(plan.blue or 0)
+            earlier = nginx.leaving()  # they serve blue or what was before it, but never green
             _ensure_blue(nginx, plan, blue)
             if green is not None:
-                addresses = [replica.address for replica in green.replicas]
-                nginx.drain(addresses, app.port, min(app.drain.limit, GREEN_DRAIN), say)
+                nginx.drain(green.servers, min(app.drain.limit, GREEN_DRAIN), earlier, say)
                 _never_the_live_one(nginx, plan)
                 for replica in green.replicas:
                     engine.remove(replica.id)

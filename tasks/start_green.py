@@ -9,6 +9,7 @@ from prefect.runtime import flow_run
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.environment import environment
 from tasks.bluegreen.errors import NothingKept, ReplicaCrashed
+from tasks.bluegreen.images import pin
 from tasks.bluegreen.model import Plan, Replica
 from tasks.bluegreen.nginx import Nginx
 from tasks.secret import secret
@@ -25,7 +26,7 @@ def start_green(plan: Plan) -> tuple[Replica, ...]:
     """
     app, run = plan.app, str(flow_run.id or "")
     with Engine() as engine:
-        image = plan.pinned or engine.pin(app, say)
+        image = plan.pinned or pin(engine, app, say)
         remove_abandoned(engine, plan)
         variables = _environments(engine, plan)
 
@@ -34,7 +35,7 @@ def start_green(plan: Plan) -> tuple[Replica, ...]:
                 plan, index, image_id=image, environment=variables[index - 1], run=run
             )
             engine.start(made)
-            replica = engine.replica(made, app.proxy.network)
+            replica = engine.replica(made)
             if replica is None:
                 raise ReplicaCrashed(f"{app.name}-{plan.green}-{index} was removed by somebody.")
             return replica
@@ -51,7 +52,7 @@ def start_green(plan: Plan) -> tuple[Replica, ...]:
 def remove_abandoned(engine: Engine, plan: Plan) -> None:
     """Greens of runs that died are gone; never what nginx serves at this moment."""
     live = Nginx(engine, plan.app.proxy).look(plan.app.name).live
-    for release in engine.releases(plan.app.name, plan.app.proxy.network):
+    for release in engine.releases(plan.app.name):
         if release.number in plan.leftovers and live is not None and release.number > live.number:
             say(f"removing release {release.number}, abandoned by a run that died")
             for replica in release.replicas:
@@ -63,11 +64,7 @@ def _environments(engine: Engine, plan: Plan) -> list[dict[str, str]]:
     if plan.source is None:
         return [environment(plan.app, plan.green, index, secret) for index in indexes]
     source = next(
-        (
-            release
-            for release in engine.releases(plan.app.name, plan.app.proxy.network)
-            if release.number == plan.source
-        ),
+        (release for release in engine.releases(plan.app.name) if release.number == plan.source),
         None,
     )
     if source is None or not source.complete:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.errors import StateUnknown
+from tasks.bluegreen.images import remove_image
 from tasks.bluegreen.model import Drained, Observed, Plan, Release
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.plan import plan_retirement
@@ -24,23 +25,15 @@ def teardown_blue(plan: Plan) -> Drained:
         nginx = Nginx(engine, app.proxy)
         seen = serving_green(engine, nginx, plan)
         older = [release for release in seen.releases if release.number < plan.green]
-        drained = Drained(seconds=0, left=0)
-        for port in sorted({release.settings.port for release in older if release.running}):
-            addresses = [
-                replica.address
-                for release in older
-                for replica in release.replicas
-                if release.settings.port == port
-            ]
-            once = nginx.drain(addresses, port, app.drain.limit - drained.seconds, say)
-            drained = Drained(seconds=drained.seconds + once.seconds, left=drained.left + once.left)
+        servers = frozenset[str]().union(*(r.servers for r in older if r.running))
+        drained = nginx.drain(servers, app.drain.limit, plan.leaving, say)
         retirement = plan_retirement(serving_green(engine, nginx, plan), app.keep)
         for release in older:
             if release.number in retirement.stop:
                 stop(engine, release)
             if release.number in retirement.remove:
                 _remove(engine, release)
-    cut = f"; {drained.left} connections cut by the limit" if drained.left else ""
+    cut = f", the limit, with {drained.left} connections left" if drained.left else ""
     say(
         f"drained in {drained.seconds:.1f} s{cut}; stopped {list(retirement.stop)}, kept "
         f"{list(retirement.keep)}, removed {list(retirement.remove)}"
@@ -65,7 +58,7 @@ def serving_green(engine: Engine, nginx: Nginx, plan: Plan) -> Observed:
         app=plan.app.name,
         live=look.live,
         site=look.site,
-        releases=engine.releases(plan.app.name, plan.app.proxy.network),
+        releases=engine.releases(plan.app.name),
     )
 
 
@@ -82,4 +75,4 @@ def stop(engine: Engine, release: Release) -> None:
 def _remove(engine: Engine, release: Release) -> None:
     for replica in release.replicas:
         engine.remove(replica.id)
-    engine.remove_image(release.pinned)
+    remove_image(engine, release.pinned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 
 from tasks.bluegreen.app import Verify
 from tasks.bluegreen.containers import Engine
@@ -34,21 +35,10 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
     with Engine() as engine, Engine() as follower:
         nginx = Nginx(engine, app.proxy)
         door = FrontDoor(engine, nginx, app)
-        blue = next(
-            (
-                release
-                for release in engine.releases(app.name, app.proxy.network)
-                if release.number == plan.blue
-            ),
-            None,
-        )
-        with Visits(
-            follower,
-            nginx,
-            app.name,
-            _servers(app.port, replicas),
-            _servers(blue.settings.port, blue.replicas) if blue else frozenset(),
-        ) as visits:
+        releases = {release.number: release.servers for release in engine.releases(app.name)}
+        green, blue = releases[plan.green], releases.get(plan.blue or 0, frozenset())
+        since = min(datetime.fromisoformat(replica.started).timestamp() for replica in replicas)
+        with Visits(follower, nginx, app.name, green, blue, since) as visits:
             began = looked = told = time.monotonic()
             requests = failed = in_a_row = 0
             while True:
@@ -84,14 +74,19 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
             for replica in replicas:
                 ensure_alive(engine, plan, replica)
             judge(verify, plan, visits.green, visits.blue)
-            visitors = visits.green
+            visitors, deaf = visits.green, visits.deaf
+    if deaf:
+        say(f"visitors were not watched to the end: {deaf}")
     say(
         f"release {plan.green} is good: {requests} requests of ours, {failed} failed; "
         f"{visitors.total} of visitors, {visitors.failed} failed (blue before: "
         f"{visits.blue.failed} of {visits.blue.total})"
     )
     return Verified(
-        requests=requests, failed=failed, visitors=visitors.total, visitors_failed=visitors.failed
+        requests=requests,
+        failed=failed,
+        visitors=visitors.total,
+        visitors_failed=visitors.failed,
     )
 
 
@@ -107,10 +102,6 @@ def judge(verify: Verify, plan: Plan, green: Attempts, blue: Attempts) -> None:
             f"{green.total} requests ({green.share:.1%}; blue {blue.share:.1%}, tolerance "
             f"{verify.tolerance:.1%})."
         )
-
-
-def _servers(port: int, replicas: tuple[Replica, ...]) -> frozenset[str]:
-    return frozenset(f"{replica.address}:{port}" for replica in replicas)
 
 
 def _wrong(plan: Plan, answer: Answer) -> str:

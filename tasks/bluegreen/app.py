@@ -5,59 +5,47 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-SIZES = {"b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+from tasks.bluegreen.errors import BadInput
+from tasks.bluegreen.units import Bytes, Pairs, Seconds
+
 NAME = r"^[a-z][a-z0-9-]{0,38}[a-z0-9]$"
 HOST = re.compile(r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*$")
 VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_.-]*$")
 
 
-def seconds(value: Any) -> Any:
-    """A Compose duration (`1m30s`, `500ms`) or a number of seconds, as seconds."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    parts = re.findall(r"(\d+(?:\.\d+)?)(us|ms|s|m|h)", text)
-    if text and "".join(number + unit for number, unit in parts) == text:
-        return sum(float(number) * UNITS[unit] for number, unit in parts)
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
-    raise ValueError(f"{value!r} is not a duration: write seconds, or like 10s, 1m30s, 500ms")
+def parse(data: Any) -> App:
+    """An App from a mapping, as in prefect.yaml.
+
+    Raises:
+        BadInput: every field that is wrong, where, and why, in one sentence.
+    """
+    try:
+        return App.model_validate(data)
+    except ValidationError as error:
+        name = data.get("name", "app") if isinstance(data, dict) else "app"
+        raise BadInput(f"{name}: {complaints(error)}.") from None
 
 
-def size(value: Any) -> Any:
-    """A Compose byte value (`512m`, `1gb`) or a number of bytes, as bytes."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([bkmg]?)b?\s*", value.lower())
-    if match is None:
-        raise ValueError(f"{value!r} is not a size: write bytes, or like 512m, 1g")
-    return int(float(match[1]) * SIZES[match[2] or "b"])
-
-
-def pairs(value: Any) -> Any:
-    """Compose's two spellings of a mapping, `KEY: value` and `- KEY=value`, as a mapping."""
-    if isinstance(value, list | tuple):
-        value = dict(str(item).partition("=")[::2] for item in value)
-    if isinstance(value, dict):
-        return {str(key): _text(item) for key, item in value.items()}
-    return value
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "" if value is None else str(value)
-
-
-Seconds = Annotated[float, BeforeValidator(seconds, json_schema_input_type=float | str)]
-Bytes = Annotated[int, BeforeValidator(size, json_schema_input_type=int | str)]
-Pairs = Annotated[
-    dict[str, str],
-    BeforeValidator(pairs, json_schema_input_type=dict[str, str | int | float | bool | None]),
-]
+def complaints(error: ValidationError) -> str:
+    """What pydantic found, as `field: what is wrong (what was given)`, without secrets."""
+    found = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"])
+        said = item["msg"].removeprefix("Value error, ")
+        said = said[:1].lower() + said[1:] if said.startswith(("Input", "Extra", "Field")) else said
+        given = item["input"]
+        shown = f" (given: {given!r})" if isinstance(given, int | float | str) else ""
+        found.append(f"{where}: {said}{shown if repr(given) not in said else ''}".lstrip(": "))
+    return "; ".join(found)
 
 
 class Frozen(BaseModel):

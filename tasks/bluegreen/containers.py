@@ -6,7 +6,7 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,7 +21,6 @@ from tasks.bluegreen.app import App
 from tasks.bluegreen.environment import masked
 from tasks.bluegreen.errors import (
     EngineHiccup,
-    ImageUnavailable,
     Refused,
     ReplicaCrashed,
     Unavailable,
@@ -93,12 +92,12 @@ class Engine:
                 return None
             return found
 
-    def replica(self, container: str, network: str) -> Replica | None:
-        """A container of ours, with its address on `network`; None when it is gone."""
+    def replica(self, container: str) -> Replica | None:
+        """A container of ours, with its address on the proxy's network; None when it is gone."""
         seen = self.inspect(container)
-        return None if seen is None else _replica(seen, network)
+        return None if seen is None else _replica(seen)
 
-    def releases(self, app: str, network: str) -> tuple[Release, ...]:
+    def releases(self, app: str) -> tuple[Release, ...]:
         """Every release of `app` that has a container, ascending by number."""
         with engine_words("list containers"):
             listed = self.api.containers(all=True, filters={"label": f"nonstop.app={app}"})
@@ -106,7 +105,7 @@ class Engine:
         for entry in listed:
             seen = self.inspect(entry["Id"])
             if seen is not None:  # else it was removed since the list was made
-                replica = _replica(seen, network)
+                replica = _replica(seen)
                 labels = seen["Config"]["Labels"]
                 found.setdefault(replica.number, []).append((replica, labels))
         return tuple(_release(number, found[number]) for number in sorted(found))
@@ -129,75 +128,6 @@ class Engine:
             for address in ((end.get("IPAMConfig") or {}).get("IPv4Address"), end["IPAddress"])
         }
         return tuple(sorted(str(address) for address in found if address))
-
-    # images
-
-    def pin(self, app: App, say: Callable[[str], None]) -> str:
-        """The id of the image to deploy, pulled first when the App's policy says so.
-
-        Credentials are those of the user's Docker configuration.
-
-        Raises:
-            ImageUnavailable: in the registry's words.
-        """
-        here = self._image_id(app.image)
-        if app.pull_policy == "always" or (app.pull_policy == "missing" and here is None):
-            self._pull(app, here is not None, say)
-            here = self._image_id(app.image)
-        if here is None:
-            raise ImageUnavailable(
-                f"{app.name}: image {app.image} is not on this host and pull_policy is "
-                f"{app.pull_policy}: pull or build it first. Nothing was touched."
-            )
-        return here
-
-    def _image_id(self, image: str) -> str | None:
-        with engine_words(f"look for image {image}"):
-            try:
-                return str(self.api.inspect_image(image)["Id"])
-            except NotFound:
-                return None
-
-    def _pull(self, app: App, here: bool, say: Callable[[str], None]) -> None:
-        name, _, digest = app.image.partition("@")
-        last = name.rsplit("/", 1)[-1]
-        repository, reference = (
-            (name, digest) if digest else (name.rsplit(":", 1) if ":" in last else (name, "latest"))
-        )
-        say(f"pulling {app.image}")
-        try:
-            for line in self.api.pull(repository, tag=reference, stream=True, decode=True):
-                if "error" in line:
-                    raise APIError(line["error"], explanation=line["error"])
-        except APIError as error:
-            why = words(error)
-            if error.response is not None and error.status_code >= 500 and "manifest" not in why:
-                hint = "is the registry reachable, and `docker login` done on this host?"
-            else:
-                hint = "check its name and tag, and `docker login` on this host."
-            if here:
-                hint += " The image is on this host: with `pull_policy: missing` it is taken as is."
-            raise ImageUnavailable(
-                f"{app.name}: image {app.image} could not be pulled ({why}): {hint} "
-                "Nothing was touched."
-            ) from error
-        except (DockerException, requests.RequestException, OSError) as error:
-            raise EngineHiccup(f"Pulling {app.image} broke off: {words(error)}.") from error
-
-    def remove_image(self, image_id: str) -> None:
-        """Removes an image that nothing uses and that a registry still has.
-
-        One that was only ever built here is the user's to remove: there may be no other copy.
-        """
-        with engine_words(f"remove image {image_id}"):
-            try:
-                if self.api.inspect_image(image_id)["RepoDigests"]:
-                    self.api.remove_image(image_id)
-            except NotFound:
-                return
-            except APIError as error:
-                if error.status_code != 409:  # in use by another container, or tagged twice
-                    raise
 
     # a replica's life
 
@@ -370,9 +300,9 @@ def _variables(entries: list[str] | None) -> dict[str, str]:
     return dict(entry.partition("=")[::2] for entry in entries or [])
 
 
-def _replica(seen: dict[str, Any], network: str) -> Replica:
+def _replica(seen: dict[str, Any]) -> Replica:
     labels, state = seen["Config"]["Labels"], seen["State"]
-    end = seen["NetworkSettings"]["Networks"].get(network) or {}
+    end = seen["NetworkSettings"]["Networks"].get(seen["HostConfig"]["NetworkMode"]) or {}
     return Replica(
         name=seen["Name"].lstrip("/"),
         id=seen["Id"],

@@ -18,6 +18,11 @@ NonstopError
 
 from __future__ import annotations
 
+from typing import Literal
+
+Outcome = Literal["succeeded", "refused", "failed", "unknown"]
+EXIT_CODES: dict[Outcome, int] = {"succeeded": 0, "failed": 1, "refused": 2, "unknown": 3}
+
 
 class NonstopError(Exception):
     """What happened, to what; who serves now; the evidence or what to do next.
@@ -25,9 +30,11 @@ class NonstopError(Exception):
     Args:
         what: one sentence: what happened, where, and what to do about it.
         evidence: lines that show it (a log, nginx's own words), secrets masked.
+
+    `serves` is a sentence about who serves now, added when a run has ended.
     """
 
-    exit_code = 1
+    outcome: Outcome = "failed"
 
     def __init__(self, what: str, evidence: str = "") -> None:
         super().__init__(what, evidence)
@@ -44,7 +51,7 @@ class NonstopError(Exception):
 class Refused(NonstopError):
     """Nothing was touched."""
 
-    exit_code = 2
+    outcome = "refused"
 
 
 class BadInput(Refused):
@@ -94,4 +101,4 @@ class BadTraffic(Failed):
 class StateUnknown(NonstopError):
     """A person has to look."""
 
-    exit_code = 3
+    outcome = "unknown"

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from tasks.bluegreen.app import App, Frozen
+from tasks.bluegreen.errors import Outcome
 
 
 class Replica(Frozen):
@@ -51,6 +52,11 @@ class Release(Frozen):
         return sum(replica.running for replica in self.replicas)
 
     @property
+    def servers(self) -> frozenset[str]:
+        """`address:port` of every replica, as nginx names it."""
+        return frozenset(f"{r.address}:{self.settings.port}" for r in self.replicas)
+
+    @property
     def complete(self) -> bool:
         """Whether every replica that it was deployed with still exists."""
         return len(self.replicas) >= self.settings.replicas
@@ -71,6 +77,9 @@ class Observed(Frozen):
     live: Live | None = Field(description="None: the running nginx has no site of this app.")
     site: str | None = Field(default=None, description="The site's text on disk.")
     nginx: tuple[int, ...] = Field(default=(), description="Version of the proxy's nginx.")
+    leaving: tuple[int, ...] = Field(
+        default=(), description="Workers of generations before the running one, by process id."
+    )
     taken: tuple[str, ...] = Field(
         default=(), description="Addresses that containers of any app have, also stopped ones."
     )
@@ -103,6 +112,9 @@ class Plan(Frozen):
     pinned: str | None = Field(default=None, description="A rollback's image.")
     addresses: tuple[str, ...] = Field(description="One per replica.")
     leftovers: tuple[int, ...] = Field(description="Abandoned greens, removed before the start.")
+    leaving: tuple[int, ...] = Field(
+        default=(), description="Workers that had stopped accepting before the run began."
+    )
     previous_site: str | None = Field(
         description="The text that blue's generation was loaded from; None: the file is another."
     )
@@ -151,14 +163,14 @@ class Step(Frozen):
 class Report(Frozen):
     """How a run ended."""
 
-    outcome: Literal["succeeded", "refused", "failed", "unknown"]
+    outcome: Outcome
     app: str
     release: int | None = None
     image: str = ""
-    pinned: str = ""
     blue: int | None = None
     steps: tuple[Step, ...] = ()
     verified: Verified | None = None
     drained: Drained | None = None
     cleanup: Literal["done", "pending"] = "done"
-    message: str = ""
+    message: str = Field(description="What happened and who serves now, in a sentence or two.")
+    evidence: str = Field(default="", description="Lines that show why it failed.")

@@ -17,6 +17,7 @@ STATUS_PORT = 18099  # on the container's loopback: which generation is loaded
 SITES = "/etc/nginx/nonstop/sites"  # in a proxy that nonstop created
 MAIN = "/etc/nginx/nonstop/nginx.conf"
 RELOAD = 15.0  # seconds until a reload has to be proven
+TELL = 5.0  # seconds between two lines of progress
 HEADER_TIMEOUT = 61.0  # seconds: nginx's default client_header_timeout, and a moment
 LARGEST_SITE = 100_000  # bytes: it travels in an environment variable, Linux allows 128 KiB
 
@@ -267,42 +268,55 @@ class Nginx:
             log = "\n".join(line for line in log.splitlines() if line[:19] >= stamp)
         return _complaints(log)
 
-    def connections(self, addresses: Iterable[str], port: int) -> int:
-        """Number of open connections from the proxy to these addresses."""
+    def connections(self, servers: Iterable[str]) -> int:
+        """Number of open connections from the proxy to these servers (`address:port`)."""
         ends = {
-            f"{int.from_bytes(IPv4Address(a).packed, 'little'):08X}:{port:04X}"
-            for a in addresses
-            if a
+            f"{int.from_bytes(IPv4Address(address).packed, 'little'):08X}:{int(port):04X}"
+            for address, _, port in (server.partition(":") for server in servers)
+            if address
         }
         table = self._run("cat /proc/net/tcp", {}).text.splitlines()[1:]
         rows = (line.split() for line in table)
         return sum(1 for row in rows if len(row) > 3 and row[2] in ends and row[3] == "01")
 
     def drain(
-        self, addresses: Iterable[str], port: int, limit: float, say: Callable[[str], None]
+        self,
+        servers: frozenset[str],
+        limit: float,
+        earlier: Iterable[int],
+        say: Callable[[str], None],
     ) -> Drained:
-        """Nobody sends requests to these addresses any more, or the limit (seconds) has passed.
+        """Nobody sends requests to these servers any more, or the limit has passed.
 
-        Old workers keep the connections of their visitors; when they are gone, so are these. On a
-        proxy with other sites, whose visitors may hold old workers for long, it is enough that no
-        connection to the addresses is open once nobody can start a request in an old worker.
+        A worker that stopped accepting can still ask an upstream that it has no connection to: it
+        may be reading a long upload, or hold a connection that a browser opened ahead. So its end
+        is waited for. Where it also serves visitors of other sites, who may stay for hours, it is
+        enough that the servers had no connection for as long as such a request takes to come.
+
+        Args:
+            servers: `address:port` of each replica.
+            limit: seconds.
+            earlier: workers that left before the servers could be reached through them, or so
+                long ago that only the connections they have still count.
+            say: tells progress.
         """
-        where = tuple(addresses)
-        began = time.monotonic()
+        before = set(earlier)
+        began = asked = time.monotonic()
         told = 0.0
         while True:
             old = self.leaving()
-            waited = time.monotonic() - began
-            if not old:
-                return Drained(seconds=round(waited, 3), left=0)
-            left = self.connections(where, port)
-            if (left == 0 and waited > HEADER_TIMEOUT) or waited > limit:
+            left = self.connections(servers) if old else 0
+            now = time.monotonic()
+            waited = now - began
+            if left:
+                asked = now
+            if (not left and (old <= before or now - asked > HEADER_TIMEOUT)) or waited > limit:
                 return Drained(seconds=round(waited, 3), left=left)
-            if waited - told >= 5:
+            if waited - told >= TELL:
                 told = waited
                 say(
-                    f"draining for {waited:.0f} s of at most {limit:.0f} s: {left} connections "
-                    f"in {len(old)} old workers"
+                    f"draining for {waited:.0f} s of at most {limit:.0f} s: {left} connections, "
+                    f"{len(old - before)} old workers"
                 )
             time.sleep(min(0.1 + waited / 20, 1.0))
 

@@ -74,6 +74,7 @@ def _plan(app: App, seen: Observed, source: Release | None = None) -> Plan:
             free_addresses(seen, app.name, green, app.replicas, set(seen.taken) | going)
         ),
         leftovers=abandoned,
+        leaving=seen.leaving,
         previous_site=seen.site if seen.loaded else None,
     )
 

@@ -7,7 +7,11 @@ import threading
 from types import TracebackType
 from typing import NamedTuple
 
-from tasks.bluegreen.containers import Engine, engine_words
+import requests
+from docker.errors import DockerException
+
+from tasks.bluegreen.containers import Engine, engine_words, words
+from tasks.bluegreen.errors import EngineHiccup
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.probe import AGENT
 
@@ -32,8 +36,8 @@ class Attempts(NamedTuple):
         return Attempts(self.total + other.total, self.failed + other.failed)
 
 
-def visitors_attempts(line: str, app: str, servers: frozenset[str]) -> Attempts:
-    """What one line of the access log says of visitors' requests to `servers`.
+def visitors_attempts(line: str, app: str, servers: frozenset[str], since: float = 0.0) -> Attempts:
+    """What one line of the access log says of visitors' requests to `servers` since a Unix time.
 
     Every upstream attempt counts, also one that nginx repeated elsewhere without the visitor's
     notice. Our own requests and those that a visitor gave up (499) don't.
@@ -44,7 +48,7 @@ def visitors_attempts(line: str, app: str, servers: frozenset[str]) -> Attempts:
         entry = json.loads(line)
     except json.JSONDecodeError:  # a line cut by the engine's log
         return Attempts(0, 0)
-    if str(entry["agent"]).startswith(AGENT) or entry["status"] == 499:
+    if str(entry["agent"]).startswith(AGENT) or entry["status"] == 499 or entry["at"] < since:
         return Attempts(0, 0)
     asked = [part.strip() for part in str(entry["upstream"]).replace(" : ", ", ").split(",")]
     ended = [part.strip() for part in str(entry["upstream_status"]).replace(" : ", ", ").split(",")]
@@ -53,7 +57,7 @@ def visitors_attempts(line: str, app: str, servers: frozenset[str]) -> Attempts:
 
 
 class Visits:
-    """Follows the access log from now on, in a thread of its own.
+    """Follows the access log in a thread of its own, from some way before the cutover on.
 
     Args:
         engine: a connection that only this object uses.
@@ -61,20 +65,28 @@ class Visits:
         app: whose lines.
         green: `address:port` of each of green's replicas.
         blue: the same of blue, to compare with.
+        since: Unix time of green's start; before it, others may have had green's addresses.
     """
 
     def __init__(
-        self, engine: Engine, nginx: Nginx, app: str, green: frozenset[str], blue: frozenset[str]
+        self,
+        engine: Engine,
+        nginx: Nginx,
+        app: str,
+        green: frozenset[str],
+        blue: frozenset[str],
+        since: float,
     ) -> None:
-        self.app, self.servers = app, green
-        self.green = Attempts(0, 0)
-        with engine_words(f"read the log of {nginx.proxy.container}"):
-            before = engine.api.logs(nginx.id, stdout=True, stderr=False, tail=BASELINE)
-            self._stream = engine.api.logs(
-                nginx.id, stdout=True, stderr=False, tail=0, stream=True, follow=True
-            )
-        lines = before.decode(errors="replace").splitlines()
-        self.blue = sum((visitors_attempts(line, app, blue) for line in lines), Attempts(0, 0))
+        self.app, self.servers, self.before, self.since = app, green, blue, since
+        self.green = self.blue = Attempts(0, 0)
+        self.deaf = ""
+        try:
+            with engine_words(f"read the log of {nginx.proxy.container}"):
+                self._stream = engine.api.logs(
+                    nginx.id, stdout=True, stderr=False, tail=BASELINE, stream=True, follow=True
+                )
+        except EngineHiccup as error:  # a logging driver that cannot be read
+            self._stream, self.deaf = None, error.what
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> Visits:
@@ -87,13 +99,20 @@ class Visits:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stream.close()
-        self._thread.join(timeout=2)
+        if self._stream is not None:
+            self._stream.close()
+            self._thread.join(timeout=2)
 
     def _follow(self) -> None:
         rest = b""
-        for chunk in self._stream:
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                text = line.decode(errors="replace")
-                self.green += visitors_attempts(text, self.app, self.servers)
+        try:
+            for chunk in self._stream or ():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._count(line.decode(errors="replace"))
+        except (DockerException, requests.RequestException, OSError, ValueError) as error:
+            self.deaf = words(error)  # also when it is closed; nobody asks any more then
+
+    def _count(self, line: str) -> None:
+        self.green += visitors_attempts(line, self.app, self.servers, self.since)
+        self.blue += visitors_attempts(line, self.app, self.before)

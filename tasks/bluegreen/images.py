@@ -1,0 +1,83 @@
+"""Images: pulled, pinned by id, and removed when a registry still has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import requests
+from docker.errors import APIError, DockerException, NotFound
+
+from tasks.bluegreen.app import App
+from tasks.bluegreen.containers import Engine, engine_words, words
+from tasks.bluegreen.errors import EngineHiccup, ImageUnavailable
+
+
+def pin(engine: Engine, app: App, say: Callable[[str], None]) -> str:
+    """The id of the image to deploy, pulled first when the App's policy says so.
+
+    Credentials are those of the user's Docker configuration.
+
+    Raises:
+        ImageUnavailable: in the registry's words.
+    """
+    here = _image_id(engine, app.image)
+    if app.pull_policy == "always" or (app.pull_policy == "missing" and here is None):
+        _pull(engine, app, here is not None, say)
+        here = _image_id(engine, app.image)
+    if here is None:
+        raise ImageUnavailable(
+            f"{app.name}: image {app.image} is not on this host and pull_policy is "
+            f"{app.pull_policy}: pull or build it first. Nothing was touched."
+        )
+    return here
+
+
+def _image_id(engine: Engine, image: str) -> str | None:
+    with engine_words(f"look for image {image}"):
+        try:
+            return str(engine.api.inspect_image(image)["Id"])
+        except NotFound:
+            return None
+
+
+def _pull(engine: Engine, app: App, here: bool, say: Callable[[str], None]) -> None:
+    name, _, digest = app.image.partition("@")
+    last = name.rsplit("/", 1)[-1]
+    repository, reference = (
+        (name, digest) if digest else (name.rsplit(":", 1) if ":" in last else (name, "latest"))
+    )
+    say(f"pulling {app.image}")
+    try:
+        for line in engine.api.pull(repository, tag=reference, stream=True, decode=True):
+            if "error" in line:
+                raise APIError(line["error"], explanation=line["error"])
+    except APIError as error:
+        why = words(error)
+        if error.response is not None and error.status_code >= 500 and "manifest" not in why:
+            hint = "is the registry reachable, and `docker login` done on this host?"
+        else:
+            hint = "check its name and tag, and `docker login` on this host."
+        if here:
+            hint += " The image is on this host: with `pull_policy: missing` it is taken as is."
+        raise ImageUnavailable(
+            f"{app.name}: image {app.image} could not be pulled ({why}): {hint} "
+            "Nothing was touched."
+        ) from error
+    except (DockerException, requests.RequestException, OSError) as error:
+        raise EngineHiccup(f"Pulling {app.image} broke off: {words(error)}.") from error
+
+
+def remove_image(engine: Engine, image_id: str) -> None:
+    """Removes an image that nothing uses and that a registry still has.
+
+    One that was only ever built here is the user's to remove: there may be no other copy.
+    """
+    with engine_words(f"remove image {image_id}"):
+        try:
+            if engine.api.inspect_image(image_id)["RepoDigests"]:
+                engine.api.remove_image(image_id)
+        except NotFound:
+            return
+        except APIError as error:
+            if error.status_code != 409:  # in use by another container, or tagged twice
+                raise
