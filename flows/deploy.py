@@ -12,7 +12,7 @@ from prefect import flow
 from prefect.exceptions import Abort, Pause
 from prefect.logging import get_run_logger
 
-from tasks.bluegreen.app import App, parse
+from tasks.bluegreen.app import App, with_image
 from tasks.bluegreen.errors import Failed, NonstopError, Refused
 from tasks.bluegreen.model import Drained, Plan, Replica, Report, Step, Verified
 from tasks.bluegreen.plan import plan_deploy, plan_rollback
@@ -39,8 +39,7 @@ def deploy(app: App, image: str | None = None) -> Report:
         image: Image to deploy instead of the app's own; empty: the app's own.
     """
     STEPS.set([])
-    if image:
-        app = parse(app.model_dump() | {"image": image})
+    app = with_image(app, image)
     preflight(app)
     return replace(plan_deploy(app, observe(app.name, app.proxy)))
 

@@ -7,7 +7,7 @@ from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.errors import NothingKept
 from tasks.bluegreen.model import Observed
 from tasks.bluegreen.nginx import Nginx
-from tasks.bluegreen.proxy import POOLS, dynamic_part, ranges
+from tasks.bluegreen.proxy import ranges
 from tasks.step import step
 
 
@@ -32,17 +32,11 @@ def observe(app: str, proxy: Proxy | None = None) -> Observed:
                     f"with `nonstop deploy {app}`."
                 )
             proxy = releases[-1].settings.proxy
+        subnet, dynamic = ranges(engine, proxy)
         if proxy.image is not None and engine.inspect(proxy.container) is None:
-            return Observed(
-                app=app,
-                releases=releases,
-                live=None,
-                subnet=POOLS[0],
-                dynamic=dynamic_part(POOLS[0]),
-            )
+            return Observed(app=app, releases=releases, live=None, subnet=subnet, dynamic=dynamic)
         nginx = Nginx(engine, proxy)
         look = nginx.look(app)
-        subnet, dynamic = ranges(engine, proxy)
         return Observed(
             app=app,
             releases=releases,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from docker.errors import NotFound
 
 from tasks.bluegreen.app import App
 from tasks.bluegreen.containers import Engine, engine_words
 from tasks.bluegreen.environment import environment, render_text
 from tasks.bluegreen.errors import BadInput, SiteRejected
+from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.proxy import ensure_proxy
 from tasks.bluegreen.site import render_site
 from tasks.secret import secret
@@ -30,24 +33,47 @@ def preflight(app: App, *, rollback: bool = False) -> None:
     Raises:
         Refused: with what is wrong, where, and what to do.
     """
-    addresses = NOWHERE[: app.replicas]
-    render_site(app, 0, addresses, ANY)
-    if not rollback:
+    with Engine() as engine:
+        ensure_described_well(engine, app, None if rollback else secret)
+        ensure_site_loads(ensure_proxy(engine, app), app)
+
+
+def ensure_described_well(engine: Engine, app: App, secret: Callable[[str], str] | None) -> None:
+    """Every template of the App renders, and its files, secrets and networks exist.
+
+    Args:
+        engine: where the networks are.
+        app: what is going to be deployed.
+        secret: gives the value of a named secret; None: the environment is not looked at.
+
+    Raises:
+        BadInput: with what is wrong, where, and what to do.
+    """
+    render_site(app, 0, NOWHERE[: app.replicas], ANY)
+    if secret is not None:
         environment(app, 0, 1, secret)
     for value in app.health.headers.values():
         render_text(app, "health.headers", value, 0, 1)
-    with Engine() as engine:
-        for network in app.networks:
-            with engine_words(f"describe network {network}"):
-                try:
-                    engine.api.inspect_network(network)
-                except NotFound as error:
-                    raise BadInput(
-                        f"{app.name}: there is no Docker network {network}: create it "
-                        "or remove it from `networks`."
-                    ) from error
-        nginx = ensure_proxy(engine, app)
-        try:
-            nginx.check(render_site(app, 0, addresses, nginx.look(app.name).version))
-        except SiteRejected as error:
-            raise BadInput(error.what + " Nothing was touched.", error.evidence) from error
+    for network in app.networks:
+        with engine_words(f"describe network {network}"):
+            try:
+                engine.api.inspect_network(network)
+            except NotFound as error:
+                raise BadInput(
+                    f"{app.name}: there is no Docker network {network}: create it "
+                    "or remove it from `networks`."
+                ) from error
+
+
+def ensure_site_loads(nginx: Nginx, app: App) -> None:
+    """The proxy's own nginx accepts a site of this App beside all others; nothing was touched.
+
+    Raises:
+        BadInput: with nginx's own words.
+        Unavailable: the proxy's configuration is broken without it, too.
+    """
+    version = nginx.look(app.name).version
+    try:
+        nginx.check(render_site(app, 0, NOWHERE[: app.replicas], version))
+    except SiteRejected as error:
+        raise BadInput(error.what + " Nothing was touched.", error.evidence) from error

@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
 from prefect.tasks import exponential_backoff
 
-from tasks.bluegreen.errors import EngineHiccup
+from tasks.bluegreen.errors import NonstopError
 from tasks.bluegreen.model import Step
 
 P = ParamSpec("P")
@@ -29,8 +29,8 @@ def step(name: str, *, timeout: float, retries: int = 0) -> Callable[[Callable[P
     Args:
         name: as shown in the Prefect UI.
         timeout: seconds, the outermost bound; waits inside have shorter ones of their own.
-        retries: further tries after a hiccup of the engine. A crash or a rejection never passes
-            by itself, so these are not tried again.
+        retries: further tries after a failure that may pass by itself, like a hiccup of the engine.
+            A crash or a rejection never does, so these are not tried again.
     """
 
     def decorate(function: Callable[P, R]) -> Task[P, R]:
@@ -59,7 +59,8 @@ def step(name: str, *, timeout: float, retries: int = 0) -> Callable[[Callable[P
 
 
 def _may_pass(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
-    return isinstance(state.result(raise_on_failure=False), EngineHiccup)
+    failure = state.result(raise_on_failure=False)
+    return isinstance(failure, NonstopError) and failure.may_pass
 
 
 def say(text: str) -> None:

@@ -35,6 +35,15 @@ def parse(data: Any) -> App:
         raise BadInput(f"{name}: {complaints(error)}.") from None
 
 
+def with_image(app: App, image: str | None) -> App:
+    """The same App with another image; with its own when there is no other.
+
+    Raises:
+        BadInput: that is no image reference.
+    """
+    return parse(app.model_dump() | {"image": image}) if image else app
+
+
 def complaints(error: ValidationError) -> str:
     """What pydantic found, as `field: what is wrong (what was given)`, without secrets."""
     found = []

@@ -19,15 +19,12 @@ MASK = "*****"
 SHORTEST_MASK = 4  # masking every `1` of an env file would make a log unreadable
 
 
+FACTS = ("app", "release", "replica", "image", "tag")
+
+
 def facts(app: App, number: int, replica: int) -> dict[str, str | int]:
     """What templates may speak of."""
-    return {
-        "app": app.name,
-        "release": number,
-        "replica": replica,
-        "image": app.image,
-        "tag": tag(app.image),
-    }
+    return dict(zip(FACTS, (app.name, number, replica, app.image, tag(app.image)), strict=True))
 
 
 def tag(image: str) -> str:

@@ -5,6 +5,7 @@ NonstopError
 │   ├── BadInput           the App, its template or its files are wrong
 │   ├── Unavailable        the engine or the proxy cannot be used as it is
 │   ├── ImageUnavailable   no such image, or its registry refuses
+│   │   └── RegistryAway       the registry did not answer; a second try may help
 │   └── NothingKept        no release to roll back to
 ├── Failed             a step failed; the release before it serves
 │   ├── EngineHiccup       the engine did not do what it should; a second try may help
@@ -35,6 +36,7 @@ class NonstopError(Exception):
     """
 
     outcome: Outcome = "failed"
+    may_pass = False  # whether trying the same again can help
 
     def __init__(self, what: str, evidence: str = "") -> None:
         super().__init__(what, evidence)
@@ -66,6 +68,12 @@ class ImageUnavailable(Refused):
     """No such image, or its registry refuses."""
 
 
+class RegistryAway(ImageUnavailable):
+    """The registry did not answer; a second try may help."""
+
+    may_pass = True
+
+
 class NothingKept(Refused):
     """No release to roll back to."""
 
@@ -76,6 +84,8 @@ class Failed(NonstopError):
 
 class EngineHiccup(Failed):
     """The engine did not do what it should; a second try may help."""
+
+    may_pass = True
 
 
 class ReplicaCrashed(Failed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import requests
@@ -9,7 +10,9 @@ from docker.errors import APIError, DockerException, NotFound
 
 from tasks.bluegreen.app import App
 from tasks.bluegreen.containers import Engine, engine_words, words
-from tasks.bluegreen.errors import EngineHiccup, ImageUnavailable
+from tasks.bluegreen.errors import EngineHiccup, ImageUnavailable, RegistryAway
+
+REFUSED = re.compile("manifest|unauthorized|no basic auth|denied|not found", re.IGNORECASE)
 
 
 def pin(engine: Engine, app: App, say: Callable[[str], None]) -> str:
@@ -19,6 +22,7 @@ def pin(engine: Engine, app: App, say: Callable[[str], None]) -> str:
 
     Raises:
         ImageUnavailable: in the registry's words.
+        RegistryAway: it did not answer.
     """
     here = _image_id(engine, app.image)
     if app.pull_policy == "always" or (app.pull_policy == "missing" and here is None):
@@ -53,13 +57,16 @@ def _pull(engine: Engine, app: App, here: bool, say: Callable[[str], None]) -> N
                 raise APIError(line["error"], explanation=line["error"])
     except APIError as error:
         why = words(error)
-        if error.response is not None and error.status_code >= 500 and "manifest" not in why:
-            hint = "is the registry reachable, and `docker login` done on this host?"
-        else:
-            hint = "check its name and tag, and `docker login` on this host."
+        away = error.response is not None and error.status_code >= 500 and not REFUSED.search(why)
+        hint = (
+            "is the registry reachable, and `docker login` done on this host?"
+            if away
+            else "check its name and tag, and `docker login` on this host."
+        )
         if here:
             hint += " The image is on this host: with `pull_policy: missing` it is taken as is."
-        raise ImageUnavailable(
+        kind = RegistryAway if away else ImageUnavailable
+        raise kind(
             f"{app.name}: image {app.image} could not be pulled ({why}): {hint} "
             "Nothing was touched."
         ) from error

@@ -21,6 +21,8 @@ TELL = 5.0  # seconds between two lines of progress
 HEADER_TIMEOUT = 61.0  # seconds: nginx's default client_header_timeout, and a moment
 LARGEST_SITE = 100_000  # bytes: it travels in an environment variable, Linux allows 128 KiB
 
+INIT = re.compile(r"^\S*\b(docker-init|tini|dumb-init)\b")  # they pass HUP on to nginx
+
 LOOK = """
 nginx -v 2>&1
 echo --status
@@ -109,13 +111,13 @@ class Nginx:
         self.seen = seen
         self.ours = "nonstop.proxy" in (seen["Config"]["Labels"] or {})
         self.directory = proxy.directory or (SITES if self.ours else "/etc/nginx/conf.d")
-        titles = [title for _, title in engine.processes(self.id)]
-        master = next((t for t in titles[:2] if t.startswith("nginx: master process")), None)
-        if master is None:
+        titles = dict(engine.processes(self.id))
+        first = titles.get(seen["State"]["Pid"], "nothing")
+        master = next((t for t in titles.values() if t.startswith("nginx: master process")), None)
+        if master is None or not (master == first or INIT.search(first)):
             raise Unavailable(
-                f"The first process of {proxy.container} is not nginx "
-                f"({titles[0] if titles else 'nothing'}): name the nginx container "
-                "in proxy.container."
+                f"The first process of {proxy.container} is not nginx ({first}): name the nginx "
+                "container in proxy.container."
             )
         given = re.search(r"\s-c\s*(\S+?);?(\s|$)", master)
         self.main = given[1] if given else ""

@@ -55,14 +55,16 @@ def ensure_proxy(engine: Engine, app: App) -> Nginx:
 def ranges(engine: Engine, proxy: Proxy) -> tuple[str, str]:
     """The network's subnet, and the part of it that Docker gives away by itself.
 
+    Of a network that is not there yet: what it is most likely to get.
+
     Raises:
-        Unavailable: the network is missing, or has no room for fixed addresses.
+        Unavailable: it has no room for fixed addresses.
     """
     with engine_words(f"describe network {proxy.network}"):
         try:
             pools = engine.api.inspect_network(proxy.network)["IPAM"]["Config"] or []
         except NotFound:
-            pools = []
+            return POOLS[0], dynamic_part(POOLS[0])
     for pool in pools:
         if ":" not in pool["Subnet"] and pool.get("IPRange"):
             return pool["Subnet"], pool["IPRange"]

@@ -41,6 +41,7 @@ class Heard:
     bodies: Counter[str] = field(default_factory=Counter)  # answers by text
     websockets: Counter[str] = field(default_factory=Counter)  # ends: "1001", "cut", "open"
     confirmed: list[str] = field(default_factory=list)  # ids of POSTs that were answered 200
+    slowest: float = 0.0  # seconds of the slowest GET
     seconds: float = 0.0
 
     @property
@@ -117,6 +118,7 @@ class Crowd:
         heard = self.heard
         heard.requests += 1
         heard.kinds[kind] += 1
+        began = time.monotonic()
         try:
             async with asyncio.timeout(PATIENCE):
                 reply = await connection.ask(method, path, body, keep)
@@ -124,6 +126,8 @@ class Crowd:
             connection.close()
             self.lose(kind, repr(error))
             return
+        if kind in ("get", "fresh"):
+            heard.slowest = max(heard.slowest, time.monotonic() - began)
         heard.releases[reply.headers.get("x-release", "")] += 1
         if reply.status >= 500:
             self.lose(kind, f"status {reply.status}")

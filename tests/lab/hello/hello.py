@@ -2,10 +2,11 @@
 
 GET /this answers `Hi there, I love this! ` and MESSAGE. Every answer names the release in
 X-Release. Switches are environment variables: PORT, RELEASE, START_SECONDS (before it listens),
-HEALTHY=never or HEALTHY_AFTER (seconds; /health answers 503 until then), CRASH=start or seconds,
-FAIL_SHARE (of visitors' requests that get a 500), LATENCY_SECONDS, COLD_SECONDS (the first request
-takes so long), IGNORE_SIGTERM, POSTS_FILE (where ids of POSTs to /posts are appended), PRINT (a
-line for the log). /download?seconds=N is slow, /ws echoes.
+HEALTHY_AFTER (seconds; /health answers 503 until then), HEALTH_STATUS (of /health; 503: it never
+becomes healthy), CRASH=start or seconds, FAIL_SHARE (of visitors' requests that get a 500),
+FAIL_FIRST (so many of visitors' requests get a 500, the rest are fine), LATENCY_SECONDS,
+COLD_SECONDS (the first request takes so long), IGNORE_SIGTERM, POSTS_FILE (where ids of POSTs to
+/posts are appended), PRINT (a line for the log). /download?seconds=N is slow, /ws echoes.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class App:
     def __init__(self) -> None:
         self.busy = 0
         self.cold = seconds("COLD_SECONDS")
+        self.unlucky = int(SET.get("FAIL_FIRST", "0"))
         self.stopping = asyncio.Event()
         self.sockets: set[asyncio.StreamWriter] = set()
 
@@ -88,13 +90,14 @@ class App:
     ) -> tuple[int, str]:
         if path == "/health":
             late = time.monotonic() - STARTED < seconds("HEALTHY_AFTER")
-            return (503, "not yet") if late or SET.get("HEALTHY") == "never" else (200, "ok")
+            return (503, "not yet") if late else (int(SET.get("HEALTH_STATUS", "200")), "ok")
         if self.cold:
             cold, self.cold = self.cold, 0
             await asyncio.sleep(cold)
         await asyncio.sleep(seconds("LATENCY_SECONDS"))
         ours = headers.get("user-agent", "").startswith("nonstop")
-        if not ours and random.random() < seconds("FAIL_SHARE"):
+        if not ours and (self.unlucky > 0 or random.random() < seconds("FAIL_SHARE")):
+            self.unlucky -= 1
             return 500, "no luck"
         if path == "/posts" and method == "POST":
             POSTS[body.decode()] += 1

@@ -1,0 +1,173 @@
+"""The nonstop command: deploy, rollback, status and plan, in its own process.
+
+Without PREFECT_API_URL the runs are kept by Prefect's embedded server, in the database that
+`prefect server start` shows later.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+# Before Prefect is imported: its log lines are shown by us, its embedded server may start slowly.
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+import httpx
+import typer
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    temporary_settings,
+)
+
+from flows.deploy import deploy, rollback
+from flows.inventory import FILE, load
+from flows.progress import ERR, progress
+from flows.report import (
+    describe,
+    print_failure,
+    print_json,
+    print_plan,
+    print_report,
+    print_status,
+)
+from tasks.bluegreen.app import with_image
+from tasks.bluegreen.containers import Engine
+from tasks.bluegreen.environment import MASK
+from tasks.bluegreen.errors import EXIT_CODES, NonstopError, Outcome, Unavailable
+from tasks.bluegreen.model import Report
+from tasks.bluegreen.nginx import Nginx
+from tasks.bluegreen.plan import plan_deploy
+from tasks.observe import observe
+from tasks.preflight import ensure_described_well, ensure_site_loads
+from tasks.step import STEPS
+
+command = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+Name = Annotated[str, typer.Argument(metavar="APP", help="Name of the app.")]
+Image = Annotated[str | None, typer.Option(help="Image instead of the app's own.")]
+Inventory = Annotated[Path, typer.Option("--file", help="The inventory with the apps.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@command.command("deploy")
+def deploy_command(
+    app: Name, image: Image = None, file: Inventory = FILE, as_json: AsJson = False
+) -> None:
+    """Replace the live release of APP by a new one; after any failure go back by itself."""
+    _run(app, as_json, lambda: deploy(load(app, file), image))
+
+
+@command.command("rollback")
+def rollback_command(
+    app: Name,
+    to: Annotated[int | None, typer.Option(help="Number of the release to return to.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Return APP to the release before the live one, or to the one named by --to."""
+    _run(app, as_json, lambda: rollback(app, to))
+
+
+@command.command()
+def status(
+    app: Annotated[
+        str | None, typer.Argument(metavar="[APP]", help="Name of the app; none: all.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the releases of APP, or of all apps, as Docker and the running nginx tell."""
+    with _outcomes(app or "", as_json):
+        with Engine() as engine:
+            names = (app,) if app else engine.apps()
+        seen = [observe.fn(name) for name in names]
+        if as_json:
+            print_json([describe(one) for one in seen])
+        else:
+            print_status(seen)
+
+
+@command.command()
+def plan(app: Name, image: Image = None, file: Inventory = FILE, as_json: AsJson = False) -> None:
+    """Show what a deploy of APP would do, and do nothing."""
+    with _outcomes(app, as_json):
+        wanted = with_image(load(app, file), image)
+        with Engine() as engine:
+            ensure_described_well(engine, wanted, lambda _: MASK)
+            proxy = wanted.proxy
+            if proxy.image is None or engine.inspect(proxy.container) is not None:
+                ensure_site_loads(Nginx(engine, proxy), wanted)
+        seen = observe.fn(app, proxy)
+        planned = plan_deploy(wanted, seen)
+        if as_json:
+            print_json(planned.model_dump(mode="json"))
+        else:
+            print_plan(planned, seen)
+
+
+def main() -> None:
+    """The console script."""
+    command()
+
+
+def _run(app: str, as_json: bool, start: Callable[[], Report]) -> None:
+    with _outcomes(app, as_json), _prefect(), progress(app):
+        report = start()
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        print_report(report)
+
+
+@contextmanager
+def _outcomes(app: str, as_json: bool) -> Iterator[None]:
+    """A failure within is told in a sentence, and ends the command with its exit code."""
+    try:
+        yield
+    except (NonstopError, KeyboardInterrupt) as failure:
+        outcome: Outcome
+        if isinstance(failure, NonstopError):
+            outcome, evidence = failure.outcome, failure.evidence
+            message = " ".join(part for part in (failure.what, failure.serves) if part)
+        else:
+            outcome, evidence = "failed", ""
+            message = " ".join(["Interrupted.", *getattr(failure, "__notes__", [])])
+        if as_json:
+            report = Report(
+                outcome=outcome,
+                app=app,
+                steps=tuple(STEPS.get() or ()),
+                message=message,
+                evidence=evidence,
+            )
+            print_json(report.model_dump(mode="json"))
+        else:
+            print_failure(outcome, message, evidence)
+        sys.exit(EXIT_CODES[outcome])
+
+
+@contextmanager
+def _prefect() -> Iterator[None]:
+    """Runs within are kept by the Prefect server that the settings name, or the embedded one.
+
+    Raises:
+        Unavailable: the server that is named does not answer.
+    """
+    url = PREFECT_API_URL.value()
+    if url:
+        try:
+            httpx.get(f"{url}/health", timeout=10).raise_for_status()
+        except httpx.HTTPError as error:
+            raise Unavailable(
+                f"No Prefect server answers at PREFECT_API_URL={url} ({error}): start it, or "
+                "unset PREFECT_API_URL to run without one. Nothing was touched."
+            ) from error
+        yield
+        return
+    ERR.print("starting Prefect's embedded server", style="dim")
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield  # nobody watches for heartbeats here, and their thread takes 1 s to end

@@ -1,0 +1,64 @@
+"""The inventory: prefect.yaml, whose deployments describe the apps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect.utilities.templating import apply_values
+
+from tasks.bluegreen.app import App, parse
+from tasks.bluegreen.environment import FACTS
+from tasks.bluegreen.errors import BadInput
+
+FILE = Path("prefect.yaml")
+ENTRYPOINT = "flows.deploy.deploy"
+
+
+def load(name: str, file: Path = FILE) -> App:
+    """The app of that name, as its deployment describes it.
+
+    Raises:
+        BadInput: no such file or app, or the description is wrong.
+    """
+    described = _described(file)
+    if name not in described:
+        known = ", ".join(sorted(described)) or "none"
+        raise BadInput(
+            f"{file} has no app named {name} (known: {known}): correct the name, or describe "
+            f"the app there in a deployment with the entrypoint {ENTRYPOINT}."
+        )
+    return parse(described[name])
+
+
+def _described(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise BadInput(
+            f"There is no inventory {file} in {Path.cwd()} ({error.strerror}): go where it is, or "
+            "name it with --file."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{file} is not YAML: {' '.join(str(error).split())}.") from error
+    deployments = content.get("deployments") if isinstance(content, dict) else None
+    if not isinstance(deployments, list):
+        raise BadInput(f"{file} has no list of `deployments`.")
+    described: dict[str, Any] = {}
+    for deployment in deployments:
+        if isinstance(deployment, dict) and deployment.get("entrypoint") == ENTRYPOINT:
+            app = (deployment.get("parameters") or {}).get("app")
+            if not isinstance(app, dict):
+                raise BadInput(f"{file}: deployment {deployment.get('name')} has no `app`.")
+            described[str(app.get("name"))] = apply_values(app, {}, remove_notset=False)
+    return described
+
+
+def placeholders() -> dict[str, str]:
+    """What `prefect deploy` has to put where: our own templates as they are, and this directory.
+
+    It fills every `{{ }}` in prefect.yaml with what the build steps return and takes the unknown
+    ones away, so this is a build step that gives each of our variables back as it was written.
+    """
+    return {name: f"{{{{ {name} }}}}" for name in FACTS} | {"here": str(Path.cwd())}

@@ -1,0 +1,137 @@
+"""A shop: one app behind an nginx of its own, deployed and looked at from outside."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+from collections.abc import Iterable
+from typing import Any
+
+import httpx
+
+from flows.deploy import deploy, rollback
+from tasks.bluegreen.app import App, parse
+from tasks.bluegreen.model import Report
+from tests.lab.images import PROXY
+from tests.lab.visitors import KINDS, Visitors
+
+NUMBERS = itertools.count(1)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+class Shop:
+    """One app and its proxy; names carry this process's id, so that test runs don't meet."""
+
+    def __init__(self, api: Any) -> None:
+        self.api = api
+        self.name = f"lab-{os.getpid()}-{next(NUMBERS)}"
+        self.proxy = f"{self.name}-proxy"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.description: dict[str, Any] = {
+            "name": self.name,
+            "image": "hello:v1",
+            "pull_policy": "never",
+            "port": 3000,
+            "environment": {"MESSAGE": "app{{ replica }},{{ tag }}"},
+            "health": {"path": "/health", "interval": 0.1, "checks": 2, "deadline": 20},
+            "verify": {"bake_time": 0, "interval": 0.1},
+            "drain": {"limit": 4},
+            "stop_grace_period": 3,
+            "proxy": {
+                "container": self.proxy,
+                "image": PROXY,
+                "publish": [f"127.0.0.1:{self.port}:80"],
+                "network": f"lab-{os.getpid()}",
+            },
+        }
+
+    def described(self, **changes: Any) -> dict[str, Any]:
+        """The app's description with changes; those of a mapping are laid over it."""
+        described = dict(self.description)
+        for name, value in changes.items():
+            below = described.get(name)
+            described[name] = below | value if isinstance(below, dict) else value
+        return described
+
+    def app(self, release: str = "", **changes: Any) -> App:
+        """The App whose replicas answer as `release` in their header X-Release."""
+        described = self.described(**changes)
+        if release:
+            described["environment"] = described["environment"] | {"RELEASE": release}
+        return parse(described)
+
+    def deploy(self, release: str = "", **changes: Any) -> Report:
+        """Deploys `release`, and makes sure that the report is what is."""
+        report: Report = deploy(self.app(release, **changes))
+        assert report.release == self.live()
+        return report
+
+    def rollback(self, to: int | None = None) -> Report:
+        """Rolls back, and makes sure that the report is what is."""
+        report: Report = rollback(self.name, to)
+        assert report.release == self.live()
+        return report
+
+    def get(self, path: str = "/", **headers: str) -> httpx.Response:
+        """One visitor's answer on a fresh connection."""
+        return httpx.get(self.url + path, headers=headers, timeout=10, trust_env=False)
+
+    def releases(self) -> set[str]:
+        """What replicas call themselves, over enough answers to meet each of them."""
+        return {self.get().headers.get("X-Release", "") for _ in range(8)}
+
+    def live(self) -> int | None:
+        """The one release that answers at the front door; None: nobody does."""
+        said = {self.get().headers.get("X-Nonstop-Release") for _ in range(8)}
+        assert len(said) == 1, f"several releases answer: {said}"
+        number = said.pop()
+        return int(number) if number else None
+
+    def visitors(
+        self, *, rate: float = 150, download: float = 2, kinds: Iterable[str] = KINDS
+    ) -> Visitors:
+        """Visitors of the front door while entered; gives what they heard."""
+        return Visitors(self.url, rate=rate, download=download, kinds=kinds)
+
+    def containers(self) -> dict[str, str]:
+        """State of each of the app's containers by name, without the shop's own name."""
+        listed = self.api.containers(all=True, filters={"label": f"nonstop.app={self.name}"})
+        return {
+            entry["Names"][0].lstrip("/").removeprefix(f"{self.name}-"): entry["State"]
+            for entry in listed
+        }
+
+    def container(self, name: str) -> str:
+        """The full name of a container like `2-1`: release, replica."""
+        return f"{self.name}-{name}"
+
+    def exec(self, command: str) -> str:
+        """What a shell in the proxy prints."""
+        made = self.api.exec_create(self.proxy, ["sh", "-c", command])
+        printed: bytes = self.api.exec_start(made["Id"])
+        return printed.decode()
+
+    def sites(self) -> str:
+        """Every file of the sites directory, as names and contents."""
+        return self.exec("cd /etc/nginx/nonstop/sites && grep -r . . | sort")
+
+    def close(self) -> None:
+        """Nothing of the shop is left but its network, which others may share."""
+        for entry in self.api.containers(all=True):
+            labels = entry["Labels"] or {}
+            if self.name in (labels.get("nonstop.app"), labels.get("nonstop.lab.shop")) or (
+                labels.get("nonstop.proxy") == self.proxy
+            ):
+                self.api.remove_container(entry["Id"], force=True, v=True)
+        for volume in self.api.volumes()["Volumes"] or []:
+            if volume["Name"].startswith(f"{self.name}-"):
+                self.api.remove_volume(volume["Name"])
