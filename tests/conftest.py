@@ -30,7 +30,7 @@ def api() -> Iterator[Any]:
     client = engine.ensure_engine()
     images.ensure_images(client)
     yield client
-    for network in client.networks(names=[f"lab-{os.getpid()}"]):
+    for network in client.networks(names=[f"nonstop-lab-{os.getpid()}"]):
         client.remove_network(network["Id"])
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from docker.errors import APIError, NotFound
 
-from tests.lab import engine, images
+from tests.lab import engine, images, server
 
-OWNED = "nonstop.lab"  # apps, proxies and networks of tests and demo carry it, or these names
-NAMES = ("lab-", "demo-")
+NAMES = ("nonstop-lab-", "nonstop-demo")  # how everything of tests, bench and demo is called
 
 
 def up() -> None:
@@ -20,6 +19,7 @@ def up() -> None:
 
 def clean() -> None:
     """Containers, volumes, networks and images of the lab are gone, and its engine has ended."""
+    server.stop_server()
     api: Any = engine.connect()
     if api is not None:
         remove_things(api)
@@ -27,18 +27,18 @@ def clean() -> None:
     engine.stop()
 
 
-def remove_things(api: Any) -> None:
+def remove_things(api: Any, prefixes: tuple[str, ...] = NAMES) -> None:
     """Containers, networks and volumes of tests, demo and bench are gone; images stay."""
     for container in api.containers(all=True):
         labels, name = container["Labels"] or {}, container["Names"][0].lstrip("/")
         names = (name, labels.get("nonstop.app", ""), labels.get("nonstop.proxy", ""))
-        if OWNED in labels or any(n.startswith(NAMES) for n in names):
+        if any(name.startswith(prefixes) for name in names):
             api.remove_container(container["Id"], force=True, v=True)
     for network in api.networks():
-        if network["Name"].startswith(NAMES):
+        if network["Name"].startswith(prefixes):
             api.remove_network(network["Id"])
     for volume in api.volumes()["Volumes"] or []:
-        if volume["Name"].startswith(NAMES):
+        if volume["Name"].startswith(prefixes):
             try:
                 api.remove_volume(volume["Name"])
             except (NotFound, APIError) as error:

@@ -32,7 +32,7 @@ class Shop:
 
     def __init__(self, api: Any) -> None:
         self.api = api
-        self.name = f"lab-{os.getpid()}-{next(NUMBERS)}"
+        self.name = f"nonstop-lab-{os.getpid()}-{next(NUMBERS)}"
         self.proxy = f"{self.name}-proxy"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -50,7 +50,7 @@ class Shop:
                 "container": self.proxy,
                 "image": PROXY,
                 "publish": [f"127.0.0.1:{self.port}:80"],
-                "network": f"lab-{os.getpid()}",
+                "network": f"nonstop-lab-{os.getpid()}",
             },
         }
 

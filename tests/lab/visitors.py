@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import copy
 import json
 import os
 import signal
@@ -36,6 +37,7 @@ class Heard:
     requests: int = 0
     lost: int = 0
     losses: list[str] = field(default_factory=list)  # the first of them, as `kind: reason`
+    errors: Counter[str] = field(default_factory=Counter)  # 5xx among them, by X-Release
     kinds: Counter[str] = field(default_factory=Counter)  # requests by kind
     releases: Counter[str] = field(default_factory=Counter)  # answers by the app's X-Release
     bodies: Counter[str] = field(default_factory=Counter)  # answers by text
@@ -128,8 +130,10 @@ class Crowd:
             return
         if kind in ("get", "fresh"):
             heard.slowest = max(heard.slowest, time.monotonic() - began)
-        heard.releases[reply.headers.get("x-release", "")] += 1
+        release = reply.headers.get("x-release", "")
+        heard.releases[release] += 1
         if reply.status >= 500:
+            heard.errors[release] += 1
             self.lose(kind, f"status {reply.status}")
         elif kind == "get":
             heard.bodies[reply.body.decode(errors="replace")] += 1
@@ -227,7 +231,10 @@ class Crowd:
         except TimeoutError:
             return
 
-    async def run(self, kinds: set[str]) -> Heard:
+    def report(self) -> None:
+        print(json.dumps(vars(self.heard)), flush=True)
+
+    async def run(self, kinds: set[str]) -> None:
         share = self.rate / 10
         people = {
             "get": [self.steadily("get", share, "GET", "/") for _ in range(8)],
@@ -237,7 +244,9 @@ class Crowd:
             "ahead": [self.ahead()],
             "websocket": [self.websocket()],
         }
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.over.set)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.over.set)
+        loop.add_signal_handler(signal.SIGUSR1, self.report)
         began = time.monotonic()
         print("ready", flush=True)
         wanted = [person for kind, group in people.items() for person in group if kind in kinds]
@@ -247,7 +256,6 @@ class Crowd:
                     person.close()
         await asyncio.gather(*wanted)
         self.heard.seconds = time.monotonic() - began
-        return self.heard
 
 
 class Visitors:
@@ -299,8 +307,17 @@ class Visitors:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
+        self.take(said)
+
+    def so_far(self) -> Heard:
+        """What was heard until now; the visitors go on."""
+        self.process.send_signal(signal.SIGUSR1)
+        return self.take(self.out.readline())
+
+    def take(self, said: str) -> Heard:
         for name, value in json.loads(said).items():
             setattr(self.heard, name, Counter(value) if isinstance(value, dict) else value)
+        return copy.deepcopy(self.heard)
 
 
 def posts_in_order(file: Path, confirmed: list[str]) -> str:
@@ -325,8 +342,8 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS))
     given = parser.parse_args()
     crowd = Crowd(given.url, given.name, given.rate, given.download, given.limit)
-    heard = asyncio.run(crowd.run(set(given.kinds.split(","))))
-    print(json.dumps(vars(heard)))
+    asyncio.run(crowd.run(set(given.kinds.split(","))))
+    crowd.report()
 
 
 if __name__ == "__main__":

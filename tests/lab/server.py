@@ -1,0 +1,73 @@
+"""The demo's Prefect server: stays until `make clean`, so that its UI can be looked at."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+from tests.lab.engine import tell
+
+HOME = Path(__file__).parents[2] / ".demo"
+PID = HOME / "server.pid"
+ADDRESS = HOME / "server.address"
+STARTUP = 120.0
+
+
+def ensure_server(port: int) -> str:
+    """The address of the demo's server, started on `port` unless one runs already.
+
+    Raises:
+        SystemExit: it does not start, with the place of its log.
+    """
+    if ADDRESS.exists() and _answers(ADDRESS.read_text()):
+        return ADDRESS.read_text()
+    HOME.mkdir(exist_ok=True)
+    address = f"http://127.0.0.1:{port}"
+    tell(f"starting a Prefect server; its log is {HOME.name}/server.log")
+    with (HOME / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=os.environ
+            | {
+                "PREFECT_HOME": str(HOME),
+                "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+                "PREFECT_UI_API_URL": f"{address}/api",
+            },
+        )
+    PID.write_text(str(process.pid))
+    deadline = time.monotonic() + STARTUP
+    while not _answers(address):
+        if process.poll() is not None or time.monotonic() > deadline:
+            sys.exit(f"The Prefect server did not start; its log is {HOME}/server.log.")
+        time.sleep(0.2)
+    ADDRESS.write_text(address)
+    return address
+
+
+def stop_server() -> None:
+    """The demo's server has ended, and its history is gone."""
+    if PID.exists():
+        pid = int(PID.read_text())
+        command = Path(f"/proc/{pid}/cmdline")
+        if command.exists() and b"prefect" in command.read_bytes():
+            os.killpg(pid, 15)
+            while command.exists() and command.read_bytes():
+                time.sleep(0.1)
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+def _answers(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/api/health", timeout=5).is_success
+    except httpx.HTTPError:
+        return False
