@@ -13,7 +13,7 @@ from prefect.exceptions import Abort, Pause
 from prefect.logging import get_run_logger
 
 from tasks.bluegreen.app import App, with_image
-from tasks.bluegreen.errors import Failed, NonstopError, Refused
+from tasks.bluegreen.errors import Failed, NonstopError, Refused, StateUnknown
 from tasks.bluegreen.model import Drained, Plan, Replica, Report, Step, Verified
 from tasks.bluegreen.plan import plan_deploy, plan_rollback
 from tasks.health_check import health_check
@@ -82,8 +82,14 @@ def replace(plan: Plan) -> Report:
     drained, pending = None, ""
     try:
         drained = teardown_blue(plan)
-    except NonstopError as error:  # green serves and is good: a failed cleanup undoes nothing
-        pending = f" Cleanup is pending, the next deploy finishes it: {error}"
+    except (Abort, Pause, StateUnknown):
+        raise
+    except BaseException as failure:  # green serves and is good: a failed cleanup undoes nothing
+        pending = "Cleanup is pending, the next deploy finishes it"
+        if not isinstance(failure, Exception):
+            failure.add_note(f"Release {plan.green} serves. {pending}.")
+            raise
+        pending += f" ({failure})."
         log.warning(pending)
     return _report(plan, verified, drained, pending)
 
@@ -112,7 +118,7 @@ def _report(plan: Plan, verified: Verified, drained: Drained | None, pending: st
         verified=verified,
         drained=drained,
         cleanup="pending" if pending else "done",
-        message=f"Release {plan.green} of {plan.app.name} serves.{pending}",
+        message=f"Release {plan.green} of {plan.app.name} serves. {pending}".strip(),
     )
 
 

@@ -19,12 +19,11 @@ def render_config(plan: Plan, replicas: tuple[Replica, ...]) -> Site:
     """
     with Engine() as engine:
         nginx = Nginx(engine, plan.app.proxy)
-        version = nginx.look(plan.app.name).version
         addresses = tuple(replica.address for replica in replicas)
-        site = render_site(plan.app, plan.green, addresses, version)
+        site = render_site(plan.app, plan.green, addresses, plan.nginx)
         nginx.check(site)
     say(
-        f"site of release {plan.green} accepted by nginx {'.'.join(map(str, version))} "
+        f"site of release {plan.green} accepted by nginx {'.'.join(map(str, plan.nginx))} "
         f"(generation {site.generation})"
     )
     return site

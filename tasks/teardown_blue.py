@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.errors import StateUnknown
 from tasks.bluegreen.images import remove_image
-from tasks.bluegreen.model import Drained, Observed, Plan, Release
+from tasks.bluegreen.model import Drained, Live, Observed, Plan, Release
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.plan import plan_retirement
 from tasks.step import say, step
@@ -23,11 +23,13 @@ def teardown_blue(plan: Plan) -> Drained:
     app = plan.app
     with Engine() as engine:
         nginx = Nginx(engine, app.proxy)
-        seen = serving_green(engine, nginx, plan)
-        older = [release for release in seen.releases if release.number < plan.green]
+        ensure_green_serves(nginx, plan)
+        older = [r for r in engine.releases(app.name) if r.number < plan.green]
         servers = frozenset[str]().union(*(r.servers for r in older if r.running))
         drained = nginx.drain(servers, app.drain.limit, plan.leaving, say)
-        retirement = plan_retirement(serving_green(engine, nginx, plan), app.keep)
+        live = ensure_green_serves(nginx, plan)
+        seen = Observed(app=app.name, live=live, releases=tuple(older))
+        retirement = plan_retirement(seen, app.keep)
         for release in older:
             if release.number in retirement.stop:
                 stop(engine, release)
@@ -41,38 +43,29 @@ def teardown_blue(plan: Plan) -> Drained:
     return drained
 
 
-def serving_green(engine: Engine, nginx: Nginx, plan: Plan) -> Observed:
-    """What is there, after making sure that the running nginx serves green.
+def ensure_green_serves(nginx: Nginx, plan: Plan) -> Live:
+    """The running nginx serves green at this moment.
 
     Raises:
         StateUnknown: it does not.
     """
-    look = nginx.look(plan.app.name)
-    if look.live is None or look.live.number != plan.green:
+    live = nginx.look(plan.app.name).live
+    if live is None or live.number != plan.green:
         raise StateUnknown(
-            f"{plan.app.name}: nginx serves {look.live.number if look.live else 'no release'}, not "
+            f"{plan.app.name}: nginx serves {live.number if live else 'no release'}, not "
             f"{plan.green}, which this run made live; nothing was stopped. Look at "
             f"`nonstop status {plan.app.name}`."
         )
-    return Observed(
-        app=plan.app.name,
-        live=look.live,
-        site=look.site,
-        releases=engine.releases(plan.app.name),
-    )
+    return live
 
 
 def stop(engine: Engine, release: Release) -> None:
     """Every replica was stopped with its own signal and grace, and stays stopped."""
     with ThreadPoolExecutor(len(release.replicas)) as pool:
-        list(
-            pool.map(
-                lambda r: engine.retire(r, release.settings.stop_grace_period), release.replicas
-            )
-        )
+        list(pool.map(lambda replica: engine.retire(replica, release.settings), release.replicas))
 
 
 def _remove(engine: Engine, release: Release) -> None:
-    for replica in release.replicas:
-        engine.remove(replica.id)
+    with ThreadPoolExecutor(len(release.replicas)) as pool:
+        list(pool.map(lambda replica: engine.remove(replica.id), release.replicas))
     remove_image(engine, release.pinned)

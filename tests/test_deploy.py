@@ -1,9 +1,13 @@
-"""What visitors and operators see of a deploy."""
+"""What visitors and operators see of a deploy that goes well."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import pytest
+
+from tasks.bluegreen.errors import Failed, Refused
 from tests.lab.shop import Shop
 from tests.lab.visitors import posts_in_order
 
@@ -12,20 +16,114 @@ def test_visitors_notice_nothing_while_green_replaces_blue(shop: Shop, tmp_path:
     ledger = {"volumes": [f"{tmp_path}:/posts"], "environment": {"POSTS_FILE": "/posts/ids"}}
     shop.deploy("one", **ledger)
     with shop.visitors() as heard:
-        shop.deploy("two", verify={"bake_time": 2}, **ledger)
+        report = shop.deploy("two", verify={"bake_time": 2}, **ledger)
     assert heard.lost == 0, heard.losses
     assert set(heard.releases) == {"one", "two"}
     assert shop.releases() == {"two"}
+    assert report.verified
+    assert report.verified.visitors > 100
     assert heard.confirmed
     assert posts_in_order(tmp_path / "ids", heard.confirmed) == ""
 
 
-def test_a_rollback_returns_image_environment_and_settings(shop: Shop) -> None:
-    shop.deploy("one", replicas=1, health={"path": "/ready"})
-    shop.deploy("two", image="hello:v2")
-    with shop.visitors() as heard:
-        report = shop.rollback()
+def test_the_tutorials_lines_are_what_visitors_read(shop: Shop) -> None:
+    shop.deploy()
+    lines = {shop.get().text for _ in range(8)}
+    assert lines == {"Hi there, I love ! app1,v1", "Hi there, I love ! app2,v1"}
+    assert shop.get("/this").text.startswith("Hi there, I love this! app")
+
+
+def test_a_long_download_is_finished_by_blue_before_it_stops(shop: Shop) -> None:
+    shop.deploy("one")
+    with shop.visitors(kinds=["get", "download"], download=8) as heard:
+        time.sleep(1)
+        report = shop.deploy("two", drain={"limit": 30})
     assert heard.lost == 0, heard.losses
-    assert report.release == 3
-    assert shop.get().text == "Hi there, I love ! app1,v1"
-    assert shop.containers() == {"3-1": "running", "2-1": "exited", "2-2": "exited"}
+    assert report.drained
+    assert report.drained.seconds > 3
+    assert report.drained.left == 0
+
+
+def test_a_websocket_lives_until_the_drain_limit_and_is_told_1001_once(shop: Shop) -> None:
+    shop.deploy("one")
+    with shop.visitors(kinds=["websocket"]) as heard:
+        time.sleep(0.5)
+        report = shop.deploy("two")
+    assert report.drained
+    assert report.drained.left == 1
+    assert report.drained.seconds >= 4
+    assert heard.websockets == {"1001": 1, "open": 1}
+    assert heard.lost == 0, heard.losses
+    assert "shutting down" not in shop.exec("cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+
+
+def test_only_green_runs_afterwards_and_blue_is_kept(shop: Shop) -> None:
+    for release in ("one", "two", "three"):
+        shop.deploy(release)
+    assert shop.containers() == {
+        "3-1": "running",
+        "3-2": "running",
+        "2-1": "exited",
+        "2-2": "exited",
+    }
+
+
+def test_the_first_visitor_meets_an_app_that_is_warm(shop: Shop) -> None:
+    cold = {"environment": {"COLD_SECONDS": "3"}}
+    shop.deploy("one")
+    with shop.visitors(kinds=["get", "fresh"]) as heard:
+        shop.deploy("two", health={"warm_up": ["/"]}, verify={"bake_time": 1}, **cold)
+    assert heard.slowest < 2
+    assert heard.releases["two"] > 0
+
+
+def test_an_app_may_take_its_time_to_start(shop: Shop) -> None:
+    shop.deploy("one")
+    with shop.visitors() as heard:
+        shop.deploy("two", environment={"START_SECONDS": "1", "HEALTHY_AFTER": "3"})
+    assert heard.lost == 0, heard.losses
+    assert shop.releases() == {"two"}
+
+
+def test_an_app_that_ignores_its_stop_signal_is_stopped_after_its_grace(shop: Shop) -> None:
+    shop.deploy("one", environment={"IGNORE_SIGTERM": "1"}, stop_grace_period=2)
+    began = time.monotonic()
+    report = shop.deploy("two")
+    assert report.cleanup == "done"
+    assert time.monotonic() - began < 20
+    assert shop.containers()["1-1"] == "exited"
+
+
+def test_docker_s_own_health_check_has_a_say(shop: Shop) -> None:
+    check = {"interval": "0.5s", "retries": 1}
+    shop.deploy("one", healthcheck={"test": "true", **check})
+    with pytest.raises(Failed, match=r"Docker's health check says (unhealthy|starting)"):
+        shop.deploy("two", healthcheck={"test": "false", **check}, health={"deadline": 4})
+    assert shop.releases() == {"one"}
+
+
+def test_leftovers_of_a_dead_run_are_removed_and_do_not_block(shop: Shop) -> None:
+    shop.deploy("one")
+    blue = shop.api.inspect_container(shop.container("1-1"))["Config"]["Labels"]
+    for number, command in (("2", "true"), ("3", "sleep 600")):
+        made = shop.api.create_container(
+            "hello:v1",
+            command=["sh", "-c", command],
+            name=shop.container(f"{number}-1"),
+            labels=blue | {"nonstop.release": number},
+        )
+        shop.api.start(made["Id"])
+    assert shop.deploy("four").release == 4
+    assert set(shop.containers()) == {"4-1", "4-2", "1-1", "1-2"}
+
+
+def test_a_stranger_s_container_with_green_s_name_is_left_alone(shop: Shop) -> None:
+    shop.deploy("one")
+    stranger = shop.api.create_container(
+        "hello:v1", name=shop.container("2-2"), labels={"nonstop.lab.shop": shop.name}
+    )
+    with pytest.raises((Refused, Failed), match="exists and is not ours"):
+        shop.deploy("two")
+    assert shop.api.inspect_container(stranger["Id"])["State"]["Status"] == "created"
+    assert shop.releases() == {"one"}
+    assert set(shop.containers()) == {"1-1", "1-2"}

@@ -187,12 +187,13 @@ class Engine:
                 raise ReplicaCrashed(f"A replica could not start: {words(cause)}.") from error
             raise
 
-    def retire(self, replica: Replica, grace: float) -> None:
+    def retire(self, replica: Replica, app: App) -> None:
         """Stopped with its own signal and grace, and not started again by a reboot."""
         with engine_words(f"stop {replica.name}"):
             try:
-                self.api.update_container(replica.id, restart_policy={"Name": "no"})
-                self.api.stop(replica.id, timeout=int(grace + 0.5))
+                if app.restart not in ("no", "unless-stopped"):  # those stay stopped by themselves
+                    self.api.update_container(replica.id, restart_policy={"Name": "no"})
+                self.api.stop(replica.id, timeout=int(app.stop_grace_period + 0.5))
             except NotFound:
                 return
 

@@ -111,6 +111,7 @@ class Plan(Frozen):
     )
     pinned: str | None = Field(default=None, description="A rollback's image.")
     addresses: tuple[str, ...] = Field(description="One per replica.")
+    nginx: tuple[int, ...] = Field(default=(), description="Version of the proxy's nginx.")
     leftovers: tuple[int, ...] = Field(description="Abandoned greens, removed before the start.")
     leaving: tuple[int, ...] = Field(
         default=(), description="Workers that had stopped accepting before the run began."

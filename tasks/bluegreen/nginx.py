@@ -24,6 +24,7 @@ LARGEST_SITE = 100_000  # bytes: it travels in an environment variable, Linux al
 INIT = re.compile(r"^\S*\b(docker-init|tini|dumb-init)\b")  # they pass HUP on to nginx
 
 LOOK = """
+command -v nginx >/dev/null || exit 98
 nginx -v 2>&1
 echo --status
 for try in 1 2 3; do
@@ -91,7 +92,7 @@ class Nginx:
     """The nginx in a running container.
 
     Raises:
-        Unavailable: there is no such container, it is stopped, or nginx is not its first process.
+        Unavailable: there is no such container, or it is stopped.
     """
 
     def __init__(self, engine: Engine, proxy: Proxy) -> None:
@@ -111,16 +112,23 @@ class Nginx:
         self.seen = seen
         self.ours = "nonstop.proxy" in (seen["Config"]["Labels"] or {})
         self.directory = proxy.directory or (SITES if self.ours else "/etc/nginx/conf.d")
-        titles = dict(engine.processes(self.id))
-        first = titles.get(seen["State"]["Pid"], "nothing")
+
+    def main(self) -> str:
+        """The configuration file that nginx was started with; empty: its default.
+
+        Raises:
+            Unavailable: the container's first process is not nginx, so a signal would not reach it.
+        """
+        titles = dict(self.engine.processes(self.id))
+        first = titles.get(self.seen["State"]["Pid"], "nothing")
         master = next((t for t in titles.values() if t.startswith("nginx: master process")), None)
         if master is None or not (master == first or INIT.search(first)):
             raise Unavailable(
-                f"The first process of {proxy.container} is not nginx ({first}): name the nginx "
-                "container in proxy.container."
+                f"The first process of {self.proxy.container} is not nginx ({first}): name the "
+                "nginx container in proxy.container."
             )
         given = re.search(r"\s-c\s*(\S+?);?(\s|$)", master)
-        self.main = given[1] if given else ""
+        return given[1] if given else ""
 
     def address(self) -> str:
         """The proxy's IPv4 address on the network it shares with the replicas; or empty."""
@@ -135,9 +143,14 @@ class Nginx:
         """The version, what the running nginx serves of `app`, and the site's text on disk.
 
         Raises:
-            Unavailable: the container has no HTTP client to ask nginx on its loopback.
+            Unavailable: the container has no nginx, or no HTTP client to ask it on its loopback.
         """
         output = self._run(LOOK, {"APP": app, "PORT": str(STATUS_PORT), "SITE": self.path(app)})
+        if output.code == 98:
+            raise Unavailable(
+                f"There is no nginx in {self.proxy.container}: name the nginx container in "
+                "proxy.container."
+            )
         if output.code == 97:
             raise Unavailable(
                 f"The proxy {self.proxy.container} has neither curl nor wget, with "
@@ -168,7 +181,7 @@ class Nginx:
         output = self._run(
             CHECK,
             {
-                "CONF": self.main,
+                "CONF": self.main(),
                 "DIRECTORY": self.directory,
                 "TEXT": text,
                 "NAME": f"nonstop-{site.app}.conf" if site else "",

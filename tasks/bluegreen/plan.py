@@ -73,6 +73,7 @@ def _plan(app: App, seen: Observed, source: Release | None = None) -> Plan:
         addresses=tuple(
             free_addresses(seen, app.name, green, app.replicas, set(seen.taken) | going)
         ),
+        nginx=seen.nginx,
         leftovers=abandoned,
         leaving=seen.leaving,
         previous_site=seen.site if seen.loaded else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
@@ -54,19 +55,21 @@ class Probe(Protocol):
 class Direct:
     """From this process, where the engine is local or we run on the app's network."""
 
+    def __init__(self) -> None:
+        self.client = httpx.Client(
+            trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)
+        )
+
     def get(self, base: str, path: str, host: str, timeout: float) -> Answer:
         """GET on a fresh connection, no redirect followed, bounded by `timeout` seconds."""
+        headers = {"Host": host, "User-Agent": AGENT}
+        deadline = time.monotonic() + timeout
         try:
-            with (
-                httpx.Client(timeout=timeout, trust_env=False) as client,
-                client.stream(
-                    "GET", base + path, headers={"Host": host, "User-Agent": AGENT}
-                ) as answer,
-            ):
+            with self.client.stream("GET", base + path, headers=headers, timeout=timeout) as answer:
                 body = bytearray()
                 for chunk in answer.iter_bytes():
                     body += chunk
-                    if len(body) >= LARGEST_BODY:
+                    if len(body) >= LARGEST_BODY or time.monotonic() > deadline:
                         break
                 return Answer(
                     answer.status_code,

@@ -46,14 +46,19 @@ def visitors_attempts(line: str, app: str, servers: frozenset[str], since: float
         return Attempts(0, 0)
     try:
         entry = json.loads(line)
-    except json.JSONDecodeError:  # a line cut by the engine's log
+        agent, status, at = str(entry["agent"]), entry["status"], float(entry["at"])
+        asked, ended = _list(entry["upstream"]), _list(entry["upstream_status"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError):  # cut by the engine's log
         return Attempts(0, 0)
-    if str(entry["agent"]).startswith(AGENT) or entry["status"] == 499 or entry["at"] < since:
+    if agent.startswith(AGENT) or status == 499 or at < since:
         return Attempts(0, 0)
-    asked = [part.strip() for part in str(entry["upstream"]).replace(" : ", ", ").split(",")]
-    ended = [part.strip() for part in str(entry["upstream_status"]).replace(" : ", ", ").split(",")]
     hits = [status for server, status in zip(asked, ended, strict=False) if server in servers]
     return Attempts(len(hits), sum(1 for status in hits if not status.isdigit() or status >= "500"))
+
+
+def _list(value: str) -> list[str]:
+    """Nginx's list of attempts: `, ` between servers of one group, ` : ` between groups."""
+    return [part.strip() for part in value.replace(" : ", ", ").split(",")]
 
 
 class Visits:

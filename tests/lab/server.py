@@ -1,4 +1,4 @@
-"""The demo's Prefect server: stays until `make clean`, so that its UI can be looked at."""
+"""Prefect servers: one of the tests' own, and the demo's, whose UI stays until `make clean`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from prefect.settings import (
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_SERVER_ANALYTICS_ENABLED,
+    temporary_settings,
+)
+from prefect.testing.utilities import prefect_test_harness
 
 from tests.lab.engine import tell
 
@@ -17,6 +25,18 @@ HOME = Path(__file__).parents[2] / ".demo"
 PID = HOME / "server.pid"
 ADDRESS = HOME / "server.address"
 STARTUP = 120.0
+
+
+@contextmanager
+def prefect_of_its_own() -> Iterator[None]:
+    """A Prefect server with a database of its own, for as long as this is entered."""
+    with (
+        temporary_settings(
+            {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_SERVER_ANALYTICS_ENABLED: False}
+        ),
+        prefect_test_harness(server_startup_timeout=int(STARTUP)),
+    ):
+        yield
 
 
 def ensure_server(port: int) -> str:

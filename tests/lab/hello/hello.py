@@ -169,12 +169,12 @@ async def main() -> None:
             signal.signal(number, signal.SIG_IGN)
         else:
             loop.add_signal_handler(number, app.stopping.set)
+    if SET.get("PRINT"):
+        print(SET["PRINT"], flush=True)
     if SET.get("CRASH") == "start":
         sys.exit("the database is not there")
     if SET.get("CRASH"):
         loop.call_later(seconds("CRASH"), lambda: os._exit(3))
-    if SET.get("PRINT"):
-        print(SET["PRINT"], flush=True)
     await asyncio.sleep(seconds("START_SECONDS"))
     server = await asyncio.start_server(
         app.connection, "0.0.0.0", int(SET.get("PORT", "3000")), backlog=1024

@@ -1,0 +1,182 @@
+"""Whatever is wrong with green: blue serves, green is gone, and the failure says why."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.bluegreen.errors import (
+    BadTraffic,
+    CutoverUnproven,
+    Failed,
+    NonstopError,
+    NothingKept,
+    ReplicaCrashed,
+    StateUnknown,
+    Unhealthy,
+)
+from tests.lab.shop import Shop
+
+BEFORE = [  # green is bad before it receives visitors, who then lose nothing at all
+    ({"environment": {"CRASH": "start", "PRINT": "no route"}}, ReplicaCrashed, "exit code 1"),
+    ({"environment": {"HEALTH_STATUS": "503"}}, Unhealthy, "/health answers status 503"),
+    ({"environment": {"HEALTH_STATUS": "302"}}, Unhealthy, "/health answers status 302"),
+    ({"health": {"headers": {"X-Release": "three"}}}, Unhealthy, "answered by somebody else"),
+    ({"health": {"body": "^fine$"}}, Unhealthy, "does not match '\\^fine\\$'"),
+    ({"port": 3001}, Unhealthy, "refused"),
+    ({"command": ["/no/such/program"]}, ReplicaCrashed, "could not start"),
+    ({"environment": {"START_SECONDS": "60"}}, Unhealthy, "did not become healthy in 2 s"),
+]
+
+
+@pytest.mark.parametrize(("changes", "kind", "words"), BEFORE, ids=[row[2] for row in BEFORE])
+def test_a_bad_green_never_receives_a_visitor(
+    shop: Shop, changes: dict[str, Any], kind: type[NonstopError], words: str
+) -> None:
+    shop.deploy("one")
+    changes["health"] = {"deadline": 2} | changes.get("health", {})
+    with shop.visitors() as heard, pytest.raises(kind, match=words) as caught:
+        shop.deploy("two", **changes)
+    assert heard.lost == 0, heard.losses
+    assert set(heard.releases) == {"one"}
+    assert caught.value.outcome == "failed"
+    assert caught.value.serves == "Release 1 serves, as before."
+    assert shop.containers() == {"1-1": "running", "1-2": "running"}
+    assert shop.live() == 1
+
+
+def test_the_last_words_of_a_crashed_replica_are_the_evidence(shop: Shop) -> None:
+    with pytest.raises(ReplicaCrashed) as caught:
+        shop.deploy("one", environment={"CRASH": "start", "PRINT": "connecting to the past"})
+    assert "connecting to the past" in caught.value.evidence
+    assert "the database is not there" in caught.value.evidence
+
+
+def test_a_green_that_is_bad_only_for_visitors_goes_back_by_itself(shop: Shop) -> None:
+    shop.deploy("one")
+    with shop.visitors(rate=300) as heard, pytest.raises(BadTraffic, match="fails its visitors"):
+        shop.deploy("two", environment={"FAIL_SHARE": "0.4"}, verify={"bake_time": 20})
+    assert heard.lost == heard.errors["two"], heard.losses
+    assert shop.releases() == {"one"}
+    assert set(shop.containers()) == {"1-1", "1-2"}
+
+
+def test_a_green_that_crashes_while_it_is_watched_goes_back_by_itself(shop: Shop) -> None:
+    shop.deploy("one")
+    began = time.monotonic()
+    with pytest.raises(ReplicaCrashed, match=r"exit code 3|ended and was started again"):
+        shop.deploy("two", environment={"CRASH": "4"}, verify={"bake_time": 60})
+    assert time.monotonic() - began < 30
+    assert shop.releases() == {"one"}
+    assert set(shop.containers()) == {"1-1", "1-2"}
+
+
+def test_a_green_that_answers_too_slowly_goes_back_by_itself(shop: Shop) -> None:
+    shop.deploy("one")
+    with pytest.raises((BadTraffic, CutoverUnproven), match=r"no answer in 0.5 s"):
+        shop.deploy(
+            "two",
+            environment={"LATENCY_SECONDS": "2"},
+            verify={"bake_time": 30, "timeout": 0.5},
+        )
+    assert shop.releases() == {"one"}
+
+
+def test_one_blip_is_no_reason_to_go_back(shop: Shop) -> None:
+    shop.deploy("one")
+    with shop.visitors(kinds=["get"]) as heard:
+        shop.deploy("two", environment={"FAIL_FIRST": "1"}, verify={"bake_time": 3})
+    assert heard.errors == {"two": 2}
+    assert shop.releases() == {"two"}
+
+
+def test_a_failed_first_deploy_does_not_block_the_fix(shop: Shop) -> None:
+    with pytest.raises(Failed) as caught:
+        shop.deploy("one", environment={"CRASH": "start"})
+    assert caught.value.serves == "No release serves; there was none before."
+    assert shop.containers() == {}
+    assert shop.live() is None
+    shop.deploy("one")
+    assert shop.releases() == {"one"}
+
+
+def test_a_failed_first_deploy_after_the_cutover_leaves_no_site(shop: Shop) -> None:
+    with pytest.raises(BadTraffic):
+        shop.deploy("one", verify={"status": [418], "bake_time": 5})
+    assert shop.containers() == {}
+    assert shop.live() is None
+    assert "nonstop-" not in shop.exec("ls /etc/nginx/nonstop/sites")
+
+
+def test_nothing_is_stopped_when_somebody_else_took_green_off_nginx(shop: Shop) -> None:
+    shop.deploy("one")
+    site = f"/etc/nginx/nonstop/sites/nonstop-{shop.name}.conf"
+    shop.exec(f"cp {site} /tmp/one")
+
+    def meddle() -> None:
+        while shop.get().headers.get("X-Nonstop-Release") != "2":
+            time.sleep(0.1)
+        time.sleep(2)  # green was proven and verified long ago, a WebSocket keeps blue draining
+        shop.exec(f"cp /tmp/one {site}")
+        shop.api.kill(shop.proxy, "HUP")
+
+    with shop.visitors(kinds=["websocket"]), ThreadPoolExecutor(1) as pool:
+        time.sleep(0.5)
+        done = pool.submit(meddle)
+        with pytest.raises(StateUnknown, match="nginx serves 1, not 2"):
+            shop.deploy("two", drain={"limit": 8})
+        done.result()
+    assert shop.containers() == dict.fromkeys(("1-1", "1-2", "2-1", "2-2"), "running")
+    shop.deploy("three")
+    assert shop.releases() == {"three"}
+
+
+def test_a_rollback_returns_image_environment_and_settings(shop: Shop) -> None:
+    shop.deploy("one", replicas=1, health={"path": "/ready"})
+    shop.deploy("two", image="hello:v2")
+    with shop.visitors() as heard:
+        report = shop.rollback()
+    assert heard.lost == 0, heard.losses
+    assert report.release == 3
+    assert shop.get().text == "Hi there, I love ! app1,v1"
+    assert shop.get().headers["X-Release"] == "one"
+    assert shop.containers() == {"3-1": "running", "2-1": "exited", "2-2": "exited"}
+
+
+def test_a_rollback_of_a_rollback_returns_where_one_came_from(shop: Shop) -> None:
+    shop.deploy("one")
+    shop.deploy("two")
+    shop.rollback()
+    assert shop.releases() == {"one"}
+    shop.rollback()
+    assert shop.releases() == {"two"}
+
+
+def test_a_rollback_passes_the_same_gates_as_a_deploy(shop: Shop, tmp_path: Path) -> None:
+    shop.deploy(
+        "one",
+        volumes=[f"{tmp_path}:/world"],
+        healthcheck={"test": "test ! -e /world/changed", "interval": "0.5s", "retries": 1},
+        health={"deadline": 4},
+    )
+    shop.deploy("two")
+    (tmp_path / "changed").touch()
+    with shop.visitors(kinds=["get"]) as heard, pytest.raises(Unhealthy):
+        shop.rollback()
+    assert heard.lost == 0, heard.losses
+    assert shop.releases() == {"two"}
+
+
+def test_a_rollback_needs_a_complete_kept_release(shop: Shop) -> None:
+    shop.deploy("one")
+    with pytest.raises(NothingKept, match=r"no kept release to roll back to .live: 1, kept: none."):
+        shop.rollback()
+    shop.deploy("two")
+    shop.api.remove_container(shop.container("1-2"), force=True)
+    with pytest.raises(NothingKept, match="kept: none"):
+        shop.rollback()
+    assert shop.releases() == {"two"}
