@@ -7,6 +7,7 @@ Without PREFECT_API_URL the runs are kept by Prefect's embedded server, in the d
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +17,12 @@ from typing import Annotated
 # Before Prefect is imported: its log lines are shown by us, its embedded server may start slowly.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+if not os.environ.get("PREFECT_API_URL"):  # an empty one would be taken for an address
+    os.environ.pop("PREFECT_API_URL", None)
 
 import httpx
 import typer
+from prefect.exceptions import TerminationSignal
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -111,6 +115,8 @@ def plan(app: Name, image: Image = None, file: Inventory = FILE, as_json: AsJson
 
 def main() -> None:
     """The console script."""
+    # Prefect sends SIGTERM to its own process once more when a run that it interrupted has ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     command()
 
 
@@ -128,14 +134,14 @@ def _outcomes(app: str, as_json: bool) -> Iterator[None]:
     """A failure within is told in a sentence, and ends the command with its exit code."""
     try:
         yield
-    except (NonstopError, KeyboardInterrupt) as failure:
+    except (NonstopError, KeyboardInterrupt, TerminationSignal) as failure:
         outcome: Outcome
         if isinstance(failure, NonstopError):
             outcome, evidence = failure.outcome, failure.evidence
             message = " ".join(part for part in (failure.what, failure.serves) if part)
         else:
             outcome, evidence = "failed", ""
-            message = " ".join(["Interrupted.", *getattr(failure, "__notes__", [])])
+            message = " ".join(["Interrupted.", *_notes(failure)])
         if as_json:
             report = Report(
                 outcome=outcome,
@@ -148,6 +154,13 @@ def _outcomes(app: str, as_json: bool) -> Iterator[None]:
         else:
             print_failure(outcome, message, evidence)
         sys.exit(EXIT_CODES[outcome])
+
+
+def _notes(failure: BaseException | None) -> Iterator[str]:
+    """What a run that was interrupted said of who serves."""
+    while failure is not None:
+        yield from getattr(failure, "__notes__", ())
+        failure = failure.__context__
 
 
 @contextmanager

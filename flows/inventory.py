@@ -48,7 +48,8 @@ def _described(file: Path) -> dict[str, Any]:
     described: dict[str, Any] = {}
     for deployment in deployments:
         if isinstance(deployment, dict) and deployment.get("entrypoint") == ENTRYPOINT:
-            app = (deployment.get("parameters") or {}).get("app")
+            parameters = deployment.get("parameters")
+            app = parameters.get("app") if isinstance(parameters, dict) else None
             if not isinstance(app, dict):
                 raise BadInput(f"{file}: deployment {deployment.get('name')} has no `app`.")
             described[str(app.get("name"))] = apply_values(app, {}, remove_notset=False)

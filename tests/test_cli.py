@@ -1,0 +1,226 @@
+"""The nonstop command as its users run it: in a shell, with exit codes, on two streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from prefect.settings import PREFECT_API_URL
+
+from flows.inventory import ENTRYPOINT
+from tests.lab.shop import Shop, free_port
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[1]
+
+
+class Command:
+    """`nonstop` with an inventory of the shop's own."""
+
+    def __init__(self, shop: Shop, folder: Path) -> None:
+        self.shop, self.file = shop, folder / "prefect.yaml"
+        self.environment = os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
+
+    def describe(self, **changes: Any) -> None:
+        """The inventory has the shop with these changes."""
+        app = self.shop.described(**changes)
+        entry = {"name": "shop", "entrypoint": ENTRYPOINT, "parameters": {"app": app}}
+        self.file.write_text(yaml.safe_dump({"deployments": [entry]}))
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """The running command, in the inventory's directory."""
+        return subprocess.Popen(
+            [BIN / "nonstop", *arguments],
+            cwd=self.file.parent,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, code: int = 0) -> tuple[str, str]:
+        """Standard output and standard error of a command that ends with `code`."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == code, err
+        assert "Traceback" not in out + err
+        return out, err
+
+
+@pytest.fixture
+def command(shop: Shop, tmp_path: Path) -> Command:
+    made = Command(shop, tmp_path)
+    made.describe()
+    return made
+
+
+def test_deploy_status_plan_and_rollback_as_in_the_readme(command: Command) -> None:
+    shop = command.shop
+    out, _ = command.run("plan", shop.name)
+    assert f"start release 1 from hello:v1 (pull_policy: never):\n  {shop.name}-1-1 at" in out
+    assert shop.containers() == {}
+    assert not shop.api.containers(all=True, filters={"name": shop.proxy})
+    out, err = command.run("deploy", shop.name)
+    assert f"succeeded Release 1 of {shop.name} serves." in out
+    assert "reload-nginx" in err
+    assert "cutover to release 1 proven" in err
+    command.run("deploy", shop.name, "--image", "hello:v2")
+    assert shop.get().text.endswith(",v2")
+    out, _ = command.run("status", shop.name)
+    assert re.search(r"2 +│ live +│ hello:v2 +│ 2 of 2", out)
+    assert re.search(r"1 +│ kept +│ hello:v1 +│ 0 of 2", out)
+    before = shop.containers(), shop.sites()
+    out, _ = command.run("plan", shop.name, "--image", "hello:v4")
+    assert "from release 2 to 3" in out
+    assert "drain release 2" in out
+    assert "keep release 2" in out
+    assert "remove release 1" in out
+    assert (shop.containers(), shop.sites()) == before
+    command.run("rollback", shop.name)
+    assert shop.get().text.endswith(",v1")
+
+
+def test_json_is_alone_on_standard_output(command: Command) -> None:
+    shop = command.shop
+    report = json.loads(command.run("deploy", shop.name, "--json")[0])
+    assert (report["outcome"], report["release"]) == ("succeeded", 1)
+    assert [step["name"] for step in report["steps"]][-1] == "teardown-blue"
+    (status,) = json.loads(command.run("status", shop.name, "--json")[0])
+    assert status["live"] == 1
+    assert json.loads(command.run("plan", shop.name, "--json")[0])["green"] == 2
+    refused = json.loads(command.run("rollback", shop.name, "--json", code=2)[0])
+    assert refused["outcome"] == "refused"
+    assert "no kept release" in refused["message"]
+
+
+def test_a_failed_deploy_says_why_and_who_serves(command: Command) -> None:
+    shop = command.shop
+    shop.deploy("one")
+    command.describe(environment={"CRASH": "start"})
+    out, err = command.run("deploy", shop.name, code=1)
+    assert out == ""
+    assert re.search(r"2-[12] ended .*[.] Release 1 serves, as before[.]", " ".join(err.split()))
+    assert "the database is not there" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("deploy", "nobody"), "has no app named nobody (known: "),
+        (("rollback", "nobody"), "There is no release of nobody on this engine"),
+        (("status", "nobody"), "There is no release of nobody on this engine"),
+        (("deploy", "shop", "--file", "no.yaml"), "There is no inventory no.yaml"),
+    ],
+)
+def test_what_is_unknown_is_refused(
+    command: Command, arguments: tuple[str, ...], words: str
+) -> None:
+    assert words in " ".join(command.run(*arguments, code=2)[1].split())
+
+
+def test_a_prefect_server_that_does_not_answer_is_named(command: Command) -> None:
+    url = f"http://127.0.0.1:{free_port()}/api"
+    command.environment |= {"PREFECT_API_URL": url}
+    _, err = command.run("deploy", command.shop.name, code=2)
+    assert f"No Prefect server answers at PREFECT_API_URL={url}" in " ".join(err.split())
+    assert command.shop.containers() == {}
+
+
+@contextmanager
+def deploying(command: Command) -> Iterator[subprocess.Popen[str]]:
+    """A deploy that has cut over and is being watched."""
+    command.describe(verify={"bake_time": 60})
+    process = command.start("deploy", command.shop.name)
+    try:
+        deadline = time.monotonic() + 60
+        while command.shop.get().headers.get("X-Nonstop-Release") != "2":
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_deploy_that_is_interrupted_goes_back_first(
+    command: Command, number: signal.Signals
+) -> None:
+    command.shop.deploy("one")
+    with command.shop.visitors(kinds=["get", "post"]) as heard, deploying(command) as process:
+        time.sleep(0.5)
+        process.send_signal(number)
+        time.sleep(0.1)
+        process.send_signal(number)  # an impatient second one does not cut the way back
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in err
+    assert "Interrupted. Release 1 serves, as before." in " ".join(err.split())
+    assert heard.lost == 0, heard.losses
+    assert command.shop.live() == 1
+    assert set(command.shop.containers()) == {"1-1", "1-2"}
+
+
+def test_without_a_server_the_history_is_there_when_one_is_started(
+    command: Command, tmp_path: Path
+) -> None:
+    environment = os.environ | {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_API_URL": ""}
+    command.environment = environment
+    command.run("deploy", command.shop.name)
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        url = f"http://127.0.0.1:{port}/api"
+        deadline = time.monotonic() + 120
+        while not answers(url):
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+        runs = httpx.post(f"{url}/flow_runs/filter", json={}).raise_for_status().json()
+        steps = httpx.post(f"{url}/task_runs/filter", json={}).raise_for_status().json()
+    finally:
+        server.terminate()
+        server.wait(60)
+    assert [run["state_name"] for run in runs] == ["Completed"]
+    names = {step["name"].rpartition("-")[0] for step in steps}
+    assert {"start-green", "health-check", "reload-nginx", "teardown-blue"} <= names
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def test_every_command_of_the_readme_is_one_that_is_tried() -> None:
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = {line.split("  #")[0].strip() for block in blocks for line in block.splitlines()}
+    lines |= set(re.findall(r"^\| `(nonstop [^`]*)`", text, re.MULTILINE))
+    tried = (
+        "make (demo|test|lint)",  # .ci/run
+        "nonstop (plan|status|rollback) shop",
+        "nonstop deploy shop --image [a-z0-9./:]+",
+        "prefect (server start|deploy --all)",  # test_prefect_yaml.py
+        "prefect work-pool create nonstop --type process",
+        "prefect worker start --pool nonstop",
+    )
+    assert [line for line in lines if not re.fullmatch("|".join(tried), line)] == []
