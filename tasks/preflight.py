@@ -10,11 +10,12 @@ from tasks.bluegreen.app import App
 from tasks.bluegreen.containers import Engine, engine_words
 from tasks.bluegreen.environment import environment, render_text
 from tasks.bluegreen.errors import BadInput, SiteRejected
+from tasks.bluegreen.images import pin
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.proxy import ensure_proxy
 from tasks.bluegreen.site import render_site
 from tasks.secret import secret
-from tasks.step import step
+from tasks.step import say, step
 
 NOWHERE = tuple(f"192.0.2.{last}" for last in range(1, 65))  # addresses for documentation
 ANY = (1, 30, 0)  # a version of nginx, before the real one is known
@@ -35,7 +36,15 @@ def preflight(app: App, *, rollback: bool = False) -> None:
     """
     with Engine() as engine:
         ensure_described_well(engine, app, None if rollback else secret)
-        ensure_site_loads(ensure_proxy(engine, app), app)
+        if app.pull_policy == "never" and not rollback:
+            pin(engine, app, say)
+        proxy = app.proxy
+        there = proxy.image is None or engine.inspect(proxy.container) is not None
+        if there:  # before it is joined to a network: it may be no nginx at all
+            ensure_site_loads(Nginx(engine, proxy), app)
+        nginx = ensure_proxy(engine, app)
+        if not there:
+            ensure_site_loads(nginx, app)
 
 
 def ensure_described_well(engine: Engine, app: App, secret: Callable[[str], str] | None) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from tasks.bluegreen.containers import Engine
-from tasks.bluegreen.errors import NonstopError, StateUnknown
+from tasks.bluegreen.errors import EngineHiccup, NonstopError, StateUnknown
+from tasks.bluegreen.images import remove_image
 from tasks.bluegreen.model import Plan, Release
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.site import render_site
@@ -43,6 +45,9 @@ def roll_back(plan: Plan, why: str) -> str:
                 _never_the_live_one(nginx, plan)
                 for replica in green.replicas:
                     engine.remove(replica.id)
+                if app.pull_policy != "never":  # what a registry has does not pile up here
+                    with suppress(EngineHiccup):
+                        remove_image(engine, green.pinned)
     except NonstopError as error:
         raise StateUnknown(
             f"{app.name}: after a failure ({why}) the way back failed too: {error.what} A person "
@@ -65,7 +70,7 @@ def _ensure_blue(nginx: Nginx, plan: Plan, blue: Release | None) -> None:
         return
     if plan.blue is None:
         nginx.install(app, None)
-        nginx.reload(app, None)
+        nginx.reload(app, None, patient=True)
         return
     if blue is None or not blue.running:
         raise StateUnknown(f"Release {plan.blue} has no running replica to go back to.")
@@ -77,7 +82,7 @@ def _ensure_blue(nginx: Nginx, plan: Plan, blue: Release | None) -> None:
         text, generation = site.text, site.generation
     began = time.monotonic()
     nginx.install(app, text)
-    nginx.reload(app, generation)
+    nginx.reload(app, generation, patient=True)
     say(f"release {plan.blue} serves again, {time.monotonic() - began:.2f} s after the decision")
 
 

@@ -19,6 +19,12 @@ from tasks.bluegreen.units import Bytes, Pairs, Seconds
 
 NAME = r"^[a-z][a-z0-9-]{0,38}[a-z0-9]$"
 HOST = re.compile(r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*$")
+IMAGE = re.compile(
+    r"(localhost(:\d+)?/|[A-Za-z0-9-]+((\.[A-Za-z0-9-]+)+(:\d+)?|:\d+)/)?"  # registry
+    r"[a-z0-9]+((\.|__?|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|__?|-+)[a-z0-9]+)*)*"  # repository
+    r"(:\w[\w.-]{0,127})?(@sha256:[0-9a-f]{64})?",  # tag, digest
+    re.ASCII,
+)
 VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_.-]*$")
 
 
@@ -49,7 +55,8 @@ def complaints(error: ValidationError) -> str:
     found = []
     for item in error.errors(include_url=False):
         where = ".".join(str(part) for part in item["loc"])
-        said = item["msg"].removeprefix("Value error, ")
+        said = item["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
+        said = "there is no such field" if item["type"] == "extra_forbidden" else said
         said = said[:1].lower() + said[1:] if said.startswith(("Input", "Extra", "Field")) else said
         given = item["input"]
         shown = f" (given: {given!r})" if isinstance(given, int | float | str) else ""
@@ -216,10 +223,7 @@ class App(Frozen):
     name: str = Field(
         pattern=NAME, description="Name of the app: small letters, digits and dashes."
     )
-    image: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$",
-        description="Image that is deployed, with tag or digest.",
-    )
+    image: str = Field(description="Image that is deployed, with tag or digest.")
     pull_policy: Literal["always", "missing", "never"] = Field(
         default="always",
         description="Whether the registry is asked for the image. `missing` and `never` take the "
@@ -302,7 +306,7 @@ class App(Frozen):
             return {key: value for key, value in data.items() if key != "ports"}
         return data
 
-    @field_validator("env_file", "tmpfs", mode="before")
+    @field_validator("env_file", "tmpfs", "hosts", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -321,6 +325,16 @@ class App(Frozen):
             ):
                 raise ValueError(f"{entry!r} is not like name:address")
         return tuple(re.sub("[:=]", ":", entry, count=1) for entry in value)
+
+    @field_validator("image")
+    @classmethod
+    def _is_an_image(cls, value: str) -> str:
+        if not IMAGE.fullmatch(value):
+            raise ValueError(
+                f"{value!r} is not an image: small letters, like shop:1.2 or "
+                "registry.example.com/team/shop:1.2, or with @sha256: and a digest"
+            )
+        return value
 
     @field_validator("hosts")
     @classmethod

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import socket
 import struct
 import time
@@ -30,6 +32,8 @@ from tasks.bluegreen.model import Plan, Release, Replica
 CALL = 60.0  # seconds that one call to the engine may take
 QUICK = 15.0
 NANOSECONDS = 1_000_000_000
+# What an error of requests says in the end, after the names of the classes that it went through.
+CAUSE = re.compile(r"(?:\[Errno -?\d+\] |Error\(\d+, ['\"])([^'\")]+)|(Read timed out)")
 
 
 class Output(NamedTuple):
@@ -55,8 +59,10 @@ def engine_words(what: str) -> Iterator[None]:
 
 
 def words(error: Exception) -> str:
-    """The engine's own explanation, in one line without a full stop."""
+    """The engine's own explanation, or why it was not reached, in one line without a full stop."""
     text = str(getattr(error, "explanation", None) or error)
+    if not isinstance(error, APIError) and (cause := CAUSE.search(text)):
+        text = cause[1] or cause[2]
     return " ".join(text.split()).rstrip(".")
 
 
@@ -72,7 +78,8 @@ class Engine:
             self.api: Any = docker.APIClient(version="auto", timeout=CALL, **kwargs_from_env())
         except (DockerException, requests.RequestException, OSError) as error:
             raise Unavailable(
-                f"No Docker engine answers ({words(error)}): start it, or name it in DOCKER_HOST."
+                f"No Docker engine answers at {os.environ.get('DOCKER_HOST', 'its socket')} "
+                f"({words(error)}): start it, or name it in DOCKER_HOST."
             ) from error
 
     def __enter__(self) -> Engine:
@@ -271,9 +278,9 @@ class Engine:
         return [(int(row[0]), row[1]) for row in top["Processes"]]
 
     def log_since(self, container: str, since: float, lines: int = 200) -> str:
-        """The last lines that a container logged after a time (Unix, seconds)."""
+        """The last lines of standard error after a time (Unix, seconds)."""
         with engine_words(f"read the log of {container}"):
-            log: bytes = self.api.logs(container, since=since, tail=lines)
+            log: bytes = self.api.logs(container, stdout=False, since=since, tail=lines)
             return log.decode(errors="replace")
 
 

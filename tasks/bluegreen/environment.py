@@ -53,7 +53,7 @@ def environment(
     values: dict[str, str] = {}
     for name in app.env_file:
         values |= _env_file(app, name)
-    templates = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
+    templates = _templates()
     templates.globals.update(secret=secret, file=lambda path: _secret_file(app, path))
     for name, value in app.environment.items():
         values[name] = _render(
@@ -68,8 +68,12 @@ def render_text(app: App, what: str, text: str, number: int, replica: int) -> st
     Raises:
         BadInput: the template does not render.
     """
-    templates = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
+    templates = _templates()
     return _render(templates, app, what, text, facts(app, number, replica))
+
+
+def _templates() -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 
 
 def _render(
@@ -79,14 +83,17 @@ def _render(
     text: str,
     values: Mapping[str, str | int],
 ) -> str:
+    if "{" not in text:  # Jinja would change its line ends
+        return text
     try:
         return templates.from_string(text).render(values)
     except NonstopError:
         raise
     except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        functions = [f"{name}(...)" for name in ("secret", "file") if name in templates.globals]
         raise BadInput(
             f"{app.name}: {what} does not render ({error}); it may use "
-            f"{', '.join(values)}, secret(...) and file(...)."
+            f"{', '.join([*values, *functions])}."
         ) from error
 
 

@@ -12,7 +12,9 @@ from tasks.bluegreen.app import App
 from tasks.bluegreen.containers import Engine, engine_words, words
 from tasks.bluegreen.errors import EngineHiccup, ImageUnavailable, RegistryAway
 
-REFUSED = re.compile("manifest|unauthorized|no basic auth|denied|not found", re.IGNORECASE)
+REFUSED = re.compile(
+    "manifest|unauthorized|no basic auth|denied|not found|HTTP 40[134]", re.IGNORECASE
+)
 
 
 def pin(engine: Engine, app: App, say: Callable[[str], None]) -> str:
@@ -57,7 +59,8 @@ def _pull(engine: Engine, app: App, here: bool, say: Callable[[str], None]) -> N
                 raise APIError(line["error"], explanation=line["error"])
     except APIError as error:
         why = words(error)
-        away = error.response is not None and error.status_code >= 500 and not REFUSED.search(why)
+        broke_off = error.response is None  # told in the stream, after a good start
+        away = not REFUSED.search(why) and (broke_off or error.status_code >= 500)
         hint = (
             "is the registry reachable, and `docker login` done on this host?"
             if away

@@ -241,12 +241,14 @@ class Nginx:
             if title.startswith("nginx: worker process is shutting down")
         }
 
-    def reload(self, app: str, generation: str | None) -> None:
+    def reload(self, app: str, generation: str | None, *, patient: bool = False) -> None:
         """The running nginx has this generation of the app, and no worker accepts with another.
 
         Args:
             app: whose site changed.
             generation: the digest that has to answer; None: the app has no site any more.
+            patient: don't give up as soon as nginx complains: it may still be complaining of the
+                configuration before, whose ports it tries to bind for 2.5 s.
 
         Raises:
             CutoverUnproven: with nginx's own reason where it gave one.
@@ -266,7 +268,7 @@ class Nginx:
             if waited - asked > 1 or waited > RELOAD:
                 asked = waited
                 reason = self.complaints(since)
-                if reason or waited > RELOAD:
+                if (reason and not patient) or waited > RELOAD:
                     raise CutoverUnproven(
                         f"{app}: nginx in {self.proxy.container} did not take the new "
                         f"configuration within {waited:.0f} s.",

@@ -107,6 +107,9 @@ def _create(engine: Engine, app: App) -> None:
     directory = str(PurePosixPath(MAIN).parent)
     ports = [_binding(entry) for entry in proxy.publish]
     api: Any = engine.api
+    volume = f"{proxy.container}-sites"
+    there = api.volumes(filters={"name": volume})["Volumes"] or []
+    kept = any(v["Name"] == volume for v in there)  # of a proxy that somebody removed
     try:
         made = api.create_container(
             proxy.image,
@@ -117,7 +120,7 @@ def _create(engine: Engine, app: App) -> None:
             ports=[inside for inside, _ in ports],
             labels={"nonstop.proxy": proxy.container},
             host_config=api.create_host_config(
-                binds=[f"{proxy.container}-sites:{directory}"],
+                binds=[f"{volume}:{directory}"],
                 port_bindings=dict(ports),
                 network_mode=proxy.network,
                 restart_policy={"Name": "always"},
@@ -139,14 +142,22 @@ def _create(engine: Engine, app: App) -> None:
         api.start(made["Id"])
         _answers(engine, proxy)
     except APIError as error:
-        engine.remove(made["Id"])
+        _undo(engine, made["Id"], None if kept else volume)
         raise Unavailable(
-            f"The proxy {proxy.container} cannot start, perhaps as a port of {proxy.publish} is "
-            f"taken: free it or change proxy.publish ({words(error)})."
+            f"The proxy {proxy.container} cannot start, perhaps as a port of "
+            f"{', '.join(proxy.publish)} is taken: free it or change proxy.publish "
+            f"({words(error)})."
         ) from error
     except BaseException:
-        engine.remove(made["Id"])
+        _undo(engine, made["Id"], None if kept else volume)
         raise
+
+
+def _undo(engine: Engine, container: str, volume: str | None) -> None:
+    engine.remove(container)
+    if volume is not None:
+        with engine_words(f"remove volume {volume}"):
+            engine.api.remove_volume(volume)
 
 
 def _answers(engine: Engine, proxy: Proxy) -> None:

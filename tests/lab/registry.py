@@ -17,8 +17,8 @@ import httpx
 from tests.lab.engine import apt_install
 from tests.lab.shop import free_port
 
-USER, PASSWORD = "tester", "nonstop-lab"
-HTPASSWD = f"{USER}:$2y$05$abcdefghijklmnopqrstuuU5mhkjdJpkv7Yutvx0dsJXwTEJrMsia\n"  # of PASSWORD
+USER, PASSWORD = "tester", "open-sesame"
+HTPASSWD = f"{USER}:$2y$05$abcdefghijklmnopqrstuutXu9KzOt.1yBoZUeFWoT/914/JfszCO\n"  # of PASSWORD
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 STARTUP = 60.0
 
@@ -51,8 +51,7 @@ class Registry:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
-        for image in self.api.images(filters={"label": self.label}):
-            self.api.remove_image(image["Id"], force=True)
+        self.forget()
         self.folder.cleanup()
 
     def start(self) -> None:
@@ -86,22 +85,24 @@ class Registry:
             self.process.wait(timeout=30)
             self.process = None
 
-    def push(self, release: str) -> str:
-        """An image whose replicas call themselves `release`, in the registry and not on the host.
-
-        Returns:
-            Its reference.
-        """
-        repository = f"{self.address}/shop"
+    def build(self, release: str, repository: str = "") -> str:
+        """An image on the host only, whose replicas call themselves `release`; its reference."""
+        repository = repository or f"{self.address}/local"
         made = self.api.create_container("hello:v1", labels={"nonstop.lab.shop": self.address})
         changes = [f"ENV RELEASE={release}", f"LABEL {self.label}"]
         self.api.commit(made["Id"], repository=repository, tag=release, changes=changes)
         self.api.remove_container(made["Id"])
+        return f"{repository}:{release}"
+
+    def push(self, release: str) -> str:
+        """An image like those of `build`, but in the registry only; its reference."""
+        repository = f"{self.address}/shop"
+        image = self.build(release, repository)
         user = {"username": USER, "password": PASSWORD}
         for line in self.api.push(repository, release, stream=True, decode=True, auth_config=user):
             assert "error" not in line, line
-        self.api.remove_image(f"{repository}:{release}")
-        return f"{repository}:{release}"
+        self.api.remove_image(image)
+        return image
 
     def move(self, tag: str, release: str) -> str:
         """`tag` means the image pushed as `release` from now on; the host is not told.
@@ -115,6 +116,16 @@ class Registry:
         )
         moved.raise_for_status()
         return f"{self.address}/shop:{tag}"
+
+    def digest(self, tag: str) -> str:
+        """Of the image that `tag` means now."""
+        answer = self._client().head(f"manifests/{tag}", headers={"Accept": MANIFEST})
+        return answer.headers["Docker-Content-Digest"]
+
+    def forget(self) -> None:
+        """The engine has none of its images."""
+        for image in self.api.images(filters={"label": self.label}):
+            self.api.remove_image(image["Id"], force=True)
 
     def on_host(self) -> int:
         """Number of its images that the engine has."""
@@ -135,7 +146,5 @@ class Registry:
 def credentials(registry: Registry, folder: Path, password: str = PASSWORD) -> str:
     """A Docker configuration with which its user is logged in; the value for DOCKER_CONFIG."""
     login = base64.b64encode(f"{USER}:{password}".encode()).decode()
-    (folder / "config.json").write_text(
-        json.dumps({"auths": {registry.address: {"auth": login}}})
-    )
+    (folder / "config.json").write_text(json.dumps({"auths": {registry.address: {"auth": login}}}))
     return str(folder)

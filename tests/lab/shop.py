@@ -36,6 +36,7 @@ class Shop:
         self.proxy = f"{self.name}-proxy"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.host = "localhost"
         self.description: dict[str, Any] = {
             "name": self.name,
             "image": "hello:v1",
@@ -83,6 +84,7 @@ class Shop:
 
     def get(self, path: str = "/", **headers: str) -> httpx.Response:
         """One visitor's answer on a fresh connection."""
+        headers = {"Host": self.host} | headers
         return httpx.get(self.url + path, headers=headers, timeout=10, trust_env=False)
 
     def releases(self) -> set[str]:
@@ -100,7 +102,7 @@ class Shop:
         self, *, rate: float = 150, download: float = 2, kinds: Iterable[str] = KINDS
     ) -> Visitors:
         """Visitors of the front door while entered; gives what they heard."""
-        return Visitors(self.url, rate=rate, download=download, kinds=kinds)
+        return Visitors(self.url, self.host, rate=rate, download=download, kinds=kinds)
 
     def containers(self) -> dict[str, str]:
         """State of each of the app's containers by name, without the shop's own name."""

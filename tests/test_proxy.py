@@ -1,0 +1,203 @@
+"""Nginx's traps, and an nginx that is not ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.bluegreen.app import App, parse
+from tasks.bluegreen.errors import BadInput, CutoverUnproven, Failed, Unavailable
+from tasks.bluegreen.site import render_site
+from tests.lab.nginx import MAIN, OwnNginx, until_it_answers
+from tests.lab.shop import Shop
+
+TEMPLATE = (Path(__file__).parents[1] / "templates" / "site.conf.j2").read_text()
+
+
+def test_an_nginx_of_the_user_s_own_serves_its_other_sites_all_the_while(shop: Shop) -> None:
+    nginx = OwnNginx(shop)
+    before = nginx.files()
+    shop.deploy("one")
+    with shop.visitors() as heard:
+        shop.deploy("two")
+        assert nginx.other() == "the other site\n"
+        shop.rollback()
+    assert heard.lost == 0, heard.losses
+    assert set(heard.releases) == {"one", "two"}
+    assert nginx.files() == before
+    assert nginx.other() == "the other site\n"
+    assert shop.exec("ls /etc/nginx/conf.d").split() == [f"nonstop-{shop.name}.conf", "other.conf"]
+
+
+def test_a_proxy_that_does_not_read_the_sites_is_refused(shop: Shop) -> None:
+    OwnNginx(shop, main=MAIN.replace("include /etc/nginx/conf.d/*.conf;", ""))
+    with pytest.raises(BadInput, match=r"does not read /etc/nginx/conf.d/\*.conf: add `include"):
+        shop.deploy("one")
+    assert shop.containers() == {}
+    assert "nonstop-" not in shop.exec("ls /etc/nginx/conf.d")
+
+
+def test_a_directory_that_cannot_be_written_fails_in_words_and_blue_serves(shop: Shop) -> None:
+    OwnNginx(shop)
+    shop.deploy("one")
+    # root may write anywhere, so the file's place is taken by a directory of the same name
+    shop.exec(f"mkdir -p /etc/nginx/conf.d/nonstop-{shop.name}.conf.new/taken")
+    with pytest.raises(Failed, match=r"Writing /etc/nginx/conf.d/nonstop-.*failed") as caught:
+        shop.deploy("two")
+    assert caught.value.serves == "Release 1 serves, as before."
+    assert shop.releases() == {"one"}
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ("server { listen 80; server_name a.example.com; lisen 81; }", "unknown directive"),
+        ("server { location / { proxy_pass http://gone.invalid; } }", "host not found in upstream"),
+    ],
+)
+def test_another_site_that_is_broken_is_noticed_before_anything_is_touched(
+    shop: Shop, broken: str, words: str
+) -> None:
+    nginx = OwnNginx(shop)
+    shop.deploy("one")
+    nginx.write({"conf.d/broken.conf": broken})
+    before = shop.exec("cat /etc/nginx/conf.d/*"), shop.containers()
+    with pytest.raises(Unavailable, match="does not load as it is: repair it first") as caught:
+        shop.deploy("two")
+    assert words in caught.value.evidence
+    assert (shop.exec("cat /etc/nginx/conf.d/*"), shop.containers()) == before
+    assert shop.releases() == {"one"}
+
+
+def test_a_reload_that_is_accepted_and_not_applied_is_undone(shop: Shop, tmp_path: Path) -> None:
+    own = tmp_path / "site.conf.j2"
+    zone = "limit_req_zone %s zone={{ upstream }}_zone:1m rate=9999r/s;\n"
+    own.write_text(zone % "$binary_remote_addr" + TEMPLATE)
+    shop.deploy("one", proxy={"template": str(own)})
+    before = shop.sites()
+    own.write_text(
+        zone % "$http_user_agent" + TEMPLATE
+    )  # nginx -t says yes, the reload exits with 0
+    with shop.visitors() as heard, pytest.raises(CutoverUnproven) as caught:
+        shop.deploy("two", proxy={"template": str(own)})
+    assert "while previously it used" in caught.value.evidence
+    assert heard.lost == 0, heard.losses
+    assert set(heard.releases) == {"one"}
+    assert shop.sites() == before
+    assert set(shop.containers()) == {"1-1", "1-2"}
+
+
+def test_a_port_that_another_process_has_is_no_cutover(shop: Shop, tmp_path: Path) -> None:
+    shop.deploy("one")
+    before = shop.sites()
+    made = shop.api.exec_create(shop.proxy, ["python3", "-m", "http.server", "8099"])
+    shop.api.exec_start(made["Id"], detach=True)
+    own = tmp_path / "site.conf.j2"
+    own.write_text(TEMPLATE + "server { listen 8099; return 204; }\n")
+    with pytest.raises((CutoverUnproven, BadInput)) as caught:
+        shop.deploy("two", proxy={"template": str(own)})
+    assert "8099" in caught.value.evidence
+    assert shop.sites() == before
+    assert shop.releases() == {"one"}
+    assert set(shop.containers()) == {"1-1", "1-2"}
+
+
+def test_two_apps_share_a_proxy_by_their_host_names(shop: Shop) -> None:
+    nginx = OwnNginx(shop)
+    shop.deploy("one")
+    second = Shop(shop.api)
+    try:
+        second.proxy, second.port, second.url = shop.proxy, shop.port, shop.url
+        second.description["proxy"] = shop.description["proxy"]
+        second.host = "second.example.com"
+        first = shop.exec(f"cat /etc/nginx/conf.d/nonstop-{shop.name}.conf")
+        with pytest.raises(BadInput, match=r"another site .* has one of its host names already"):
+            second.deploy("two", hosts=["shop.example.com"])
+        second.deploy("two", hosts=[second.host])
+        assert shop.exec(f"cat /etc/nginx/conf.d/nonstop-{shop.name}.conf") == first
+        assert (shop.releases(), second.releases()) == ({"one"}, {"two"})
+        assert nginx.other() == "the other site\n"
+    finally:
+        second.proxy = ""
+        second.close()
+
+
+def test_nginx_starts_whatever_became_of_the_replicas(shop: Shop) -> None:
+    shop.deploy("one")
+    for replica in ("1-1", "1-2"):
+        shop.api.remove_container(shop.container(replica), force=True)
+    shop.api.restart(shop.proxy, timeout=5)
+    shop.deploy("two")
+    assert shop.releases() == {"two"}
+
+
+def test_replicas_keep_their_addresses_in_whatever_order_all_is_started(shop: Shop) -> None:
+    shop.deploy("one")
+    shop.deploy("two")
+    for name in (shop.proxy, shop.container("2-1"), shop.container("2-2")):
+        shop.api.kill(name)
+    for name in (shop.proxy, shop.container("2-2"), shop.container("2-1")):
+        shop.api.start(name)
+    until_it_answers(shop)
+    assert shop.releases() == {"two"}
+    assert shop.live() == 2
+
+
+def test_requests_to_replicas_share_connections(shop: Shop) -> None:
+    shop.deploy("one")
+    count = f"cat /proc/net/tcp | grep -c ':{3000:04X} '"
+    before = int(shop.exec(count))
+    for _ in range(200):
+        assert shop.get().is_success
+    assert int(shop.exec(count)) - before < 50
+
+
+def test_a_visitor_cannot_claim_another_address(shop: Shop) -> None:
+    shop.deploy("one")
+    site = shop.sites()
+    assert "X-Forwarded-For $remote_addr;" in site
+    assert "proxy_add_x_forwarded_for" not in site
+
+
+def test_a_proxy_that_is_not_nginx_or_not_there_or_stopped_is_refused(shop: Shop) -> None:
+    proxy = {"image": None}
+    with pytest.raises(Unavailable, match="There is no proxy: no container is named"):
+        shop.deploy("one", proxy=proxy)
+    shop.api.create_container("hello:v1", name=shop.proxy, labels={"nonstop.lab.shop": shop.name})
+    with pytest.raises(Unavailable, match="is created: start it with `docker start"):
+        shop.deploy("one", proxy=proxy)
+    shop.api.start(shop.proxy)
+    with pytest.raises(Unavailable, match=r"is not nginx|There is no nginx in"):
+        shop.deploy("one", proxy=proxy)
+    assert shop.containers() == {}
+
+
+def shape(app: App, version: tuple[int, ...] = (1, 30, 0)) -> list[str]:
+    """The site without everything between the characters that structure a configuration."""
+    text = render_site(app, 1, ("10.0.0.1",), version).text
+    return [character for character in text if character in "{};\n\"'#"]
+
+
+NAMES = st.from_regex(r"\A[a-z][a-z0-9-]{0,20}[a-z0-9]\Z")
+HOSTS = st.text(max_size=30) | st.from_regex(r"\A(\*\.)?[a-z0-9-]+(\.[a-z0-9;{}$ \n-]+)*\Z")
+
+
+@given(NAMES, HOSTS, st.integers(1, 65535))
+def test_text_from_parameters_cannot_break_out_of_its_place(
+    name: str, host: str, port: int
+) -> None:
+    try:
+        app = parse({"name": name, "image": "shop:1", "port": port, "hosts": [host]})
+    except BadInput:
+        return
+    plain = parse({"name": "shop", "image": "shop:1", "port": 80, "hosts": ["shop.example.com"]})
+    assert shape(app) == shape(plain)
+
+
+def test_an_old_nginx_gets_no_directive_that_it_does_not_know() -> None:
+    app = parse({"name": "shop", "image": "shop:1", "port": 80})
+    assert "keepalive_min_timeout" in render_site(app, 1, ("10.0.0.1",), (1, 27, 4)).text
+    assert "keepalive_min_timeout" not in render_site(app, 1, ("10.0.0.1",), (1, 26, 3)).text
