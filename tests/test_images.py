@@ -1,0 +1,197 @@
+"""Images: from a registry, pinned, there for a rollback, and not piling up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.bluegreen.errors import Failed, ImageUnavailable, RegistryAway
+from tests.lab.registry import PASSWORD, Registry, credentials
+from tests.lab.shop import Shop
+
+MINE: dict[str, Any] = {"pull_policy": "always", "replicas": 1}
+
+
+@pytest.fixture(scope="module")
+def running(api: Any) -> Iterator[Registry]:
+    """A registry that asks for a password; the first push takes seconds, so all share it."""
+    with Registry(api, private=True) as registry:
+        yield registry
+
+
+@pytest.fixture
+def registry(
+    running: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Registry]:
+    """A registry at which the user is logged in, and of whose images the host has none."""
+    monkeypatch.setenv("DOCKER_CONFIG", credentials(running, tmp_path))
+    yield running
+    running.forget()
+    if running.process is None:
+        running.start()
+
+
+def pulls(caplog: pytest.LogCaptureFixture) -> int:
+    """How often a run has said that it asks the registry."""
+    return sum(record.getMessage().startswith("pulling ") for record in caplog.records)
+
+
+def image_of(shop: Shop, name: str) -> str:
+    """Id of the image that a container like `2-1` was made from."""
+    return str(shop.api.inspect_container(shop.container(name))["Config"]["Image"])
+
+
+def test_what_the_registry_has_under_the_tag_is_what_runs(registry: Registry, shop: Shop) -> None:
+    registry.push("one")
+    registry.push("two")
+    tag = registry.move("stable", "one")
+    shop.deploy(image=tag, **MINE)
+    assert shop.releases() == {"one"}
+    registry.move("stable", "two")
+    shop.deploy(image=tag, **MINE | {"pull_policy": "missing"})
+    assert shop.releases() == {"one"}
+    report = shop.deploy(image=tag, **MINE)
+    assert shop.releases() == {"two"}
+    assert report.image == tag
+
+
+def test_a_release_is_pinned_by_the_id_of_its_image(registry: Registry, shop: Shop) -> None:
+    image = registry.push("one")
+    shop.deploy(image=image, **MINE)
+    assert image_of(shop, "1-1") == shop.api.inspect_image(image)["Id"]
+    digest = registry.digest("one")
+    shop.deploy(image=f"{registry.address}/shop@{digest}", **MINE)
+    assert image_of(shop, "2-1") == image_of(shop, "1-1")
+    assert shop.get().text.endswith(f"app1,{digest.removeprefix('sha256:')[:12]}")
+
+
+def test_a_rollback_needs_neither_the_registry_nor_the_tag(registry: Registry, shop: Shop) -> None:
+    registry.push("one")
+    registry.push("two")
+    tag = registry.move("stable", "one")
+    shop.deploy(image=tag, **MINE)
+    pinned = image_of(shop, "1-1")
+    registry.move("stable", "two")
+    shop.deploy(image=tag, **MINE)
+    registry.stop()
+    shop.api.tag("hello:v1", f"{registry.address}/shop", "stable")
+    shop.api.prune_images(filters={"dangling": False, "label": registry.label})
+    try:
+        shop.rollback()
+    finally:
+        shop.api.remove_image(tag)
+    assert shop.releases() == {"one"}
+    assert image_of(shop, "3-1") == pinned
+
+
+@pytest.mark.parametrize(
+    ("user", "reference", "words"),
+    [
+        ("nobody", "one", "no basic auth credentials"),
+        ("wrong", "one", "unauthorized"),
+        ("right", "nope", "manifest unknown"),
+    ],
+)
+def test_a_registry_that_refuses_is_asked_once_and_nothing_is_touched(
+    registry: Registry,
+    shop: Shop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    user: str,
+    reference: str,
+    words: str,
+) -> None:
+    image = registry.push("one").removesuffix("one") + reference
+    shop.deploy("zero")
+    before = shop.sites()
+    if user == "nobody":
+        (tmp_path / "config.json").unlink()
+    else:
+        credentials(registry, tmp_path, PASSWORD if user == "right" else "wrong")
+    caplog.set_level("INFO")
+    sentence = rf"image {image} could not be pulled \(.*{words}.*\): check .*`docker login`"
+    with pytest.raises(ImageUnavailable, match=sentence) as caught:
+        shop.deploy("two", image=image, **MINE)
+    assert pulls(caplog) == 1
+    assert caught.value.outcome == "refused"
+    assert caught.value.serves == "Release 1 serves, as before."
+    assert PASSWORD not in str(caught.value)
+    assert shop.sites() == before
+    assert shop.containers() == {"1-1": "running", "1-2": "running"}
+    assert shop.releases() == {"zero"}
+
+
+def test_a_registry_that_does_not_answer_is_asked_three_times(
+    registry: Registry, shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = registry.push("one")
+    shop.deploy("zero")
+    before = shop.sites()
+    registry.stop()
+    caplog.set_level("INFO")
+    with pytest.raises(RegistryAway, match=r"connection refused.*is the registry reachable"):
+        shop.deploy("two", image=image, **MINE)
+    assert pulls(caplog) == 3
+    assert shop.sites() == before
+    assert shop.containers() == {"1-1": "running", "1-2": "running"}
+
+
+def test_a_registry_that_comes_back_meanwhile_is_no_reason_to_fail(
+    registry: Registry, shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = registry.push("one")
+    registry.stop()
+    caplog.set_level("INFO")
+
+    def come_back() -> None:
+        while not pulls(caplog):
+            time.sleep(0.02)
+        registry.start()
+
+    with ThreadPoolExecutor(1) as pool:
+        back = pool.submit(come_back)
+        shop.deploy(image=image, **MINE)
+        back.result()
+    assert shop.releases() == {"one"}
+
+
+def test_images_of_releases_that_are_gone_do_not_pile_up(registry: Registry, shop: Shop) -> None:
+    for number in range(1, 6):
+        shop.deploy(image=registry.push(f"r{number}"), **MINE)
+        assert registry.on_host() == min(number, 2)
+    shop.rollback()
+    assert registry.on_host() == 2
+    assert shop.releases() == {"r4"}
+
+
+def test_images_that_only_the_host_has_stay(registry: Registry, shop: Shop) -> None:
+    for image in (registry.build("one"), registry.build("two"), registry.push("three")):
+        shop.deploy(image=image, replicas=1, keep=0, pull_policy="missing")
+    assert shop.containers() == {"3-1": "running"}
+    assert registry.on_host() == 3
+
+
+def test_an_image_stays_while_another_release_needs_it(registry: Registry, shop: Shop) -> None:
+    one, two = registry.push("one"), registry.push("two")
+    for image in (one, one, two):
+        shop.deploy(image=image, **MINE)
+    assert set(shop.containers()) == {"3-1", "2-1"}
+    assert registry.on_host() == 2
+    shop.rollback()
+    assert shop.releases() == {"one"}
+
+
+def test_images_of_failed_deploys_do_not_pile_up(registry: Registry, shop: Shop) -> None:
+    one = registry.push("one")
+    shop.deploy(image=one, **MINE)
+    for image in (registry.push("bad"), registry.push("worse"), one):
+        with pytest.raises(Failed):
+            shop.deploy(image=image, environment={"CRASH": "start"}, **MINE)
+        assert registry.on_host() == 1
+    assert shop.releases() == {"one"}
