@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from datetime import datetime
 
-from tasks.bluegreen.app import Verify
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.errors import BadTraffic
+from tasks.bluegreen.gates import Verify
 from tasks.bluegreen.model import Plan, Replica, Verified
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.probe import Answer, FrontDoor

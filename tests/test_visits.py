@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.bluegreen.app import Verify, parse
+from tasks.bluegreen.app import parse
 from tasks.bluegreen.errors import BadTraffic
+from tasks.bluegreen.gates import Verify
 from tasks.bluegreen.model import Plan
 from tasks.bluegreen.visits import Attempts, visitors_attempts
 from tasks.verify_traffic import judge

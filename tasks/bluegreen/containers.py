@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
-from docker.types import EndpointConfig, Ulimit
+from docker.types import EndpointConfig
 from docker.utils import kwargs_from_env
 from pydantic import ValidationError
 
 from tasks.bluegreen.app import App
+from tasks.bluegreen.compose import container_config
 from tasks.bluegreen.environment import masked
 from tasks.bluegreen.errors import (
     EngineHiccup,
@@ -31,7 +32,6 @@ from tasks.bluegreen.model import Plan, Release, Replica
 
 CALL = 60.0  # seconds that one call to the engine may take
 QUICK = 15.0
-NANOSECONDS = 1_000_000_000
 # What an error of requests says in the end, after the names of the classes that it went through.
 CAUSE = re.compile(r"(?:\[Errno -?\d+\] |Error\(\d+, ['\"])([^'\")]+)|(Read timed out)")
 
@@ -172,7 +172,7 @@ class Engine:
         end = EndpointConfig(self.api.api_version, ipv4_address=plan.addresses[index - 1])
         with engine_words(f"create {name}"):
             made = self.api.create_container_from_config(
-                _config(self.api, app, image_id, environment, labels, end), name
+                container_config(self.api, app, image_id, environment, labels, end), name
             )
             for network in app.networks:
                 self.api.connect_container_to_network(made["Id"], network)
@@ -345,66 +345,3 @@ def _release(number: int, replicas: list[tuple[Replica, dict[str, str]]]) -> Rel
         settings=settings,
         replicas=tuple(sorted((r for r, _ in replicas), key=lambda replica: replica.index)),
     )
-
-
-def _config(
-    api: Any,
-    app: App,
-    image_id: str,
-    environment: Mapping[str, str],
-    labels: dict[str, str],
-    end: Any,
-) -> dict[str, Any]:
-    name, _, retries = app.restart.partition(":")
-    host = api.create_host_config(
-        binds=list(app.volumes),
-        network_mode=app.proxy.network,
-        restart_policy={"Name": name, "MaximumRetryCount": int(retries or 0)},
-        init=app.init,
-        read_only=app.read_only,
-        tmpfs={path: options for path, _, options in (t.partition(":") for t in app.tmpfs)},
-        cap_add=list(app.cap_add),
-        cap_drop=list(app.cap_drop),
-        security_opt=list(app.security_opt),
-        ulimits=[_ulimit(kind, limit) for kind, limit in app.ulimits.items()],
-        extra_hosts=list(app.extra_hosts),
-        mem_limit=app.mem_limit,
-        nano_cpus=int(app.cpus * NANOSECONDS) if app.cpus else None,
-    )
-    config: dict[str, Any] = api.create_container_config(
-        image_id,
-        command=_argv(app.command),
-        entrypoint=_argv(app.entrypoint),
-        environment=dict(environment),
-        user=app.user,
-        working_dir=app.working_dir,
-        labels=labels,
-        stop_signal=app.stop_signal,
-        healthcheck=_healthcheck(app),
-        host_config=host,
-        networking_config=api.create_networking_config({app.proxy.network: end}),
-    )
-    return config
-
-
-def _argv(command: tuple[str, ...] | str | None) -> list[str] | str | None:
-    return list(command) if isinstance(command, tuple) else command
-
-
-def _ulimit(kind: str, limit: Any) -> Any:
-    soft, hard = (limit, limit) if isinstance(limit, int) else (limit.soft, limit.hard)
-    return Ulimit(name=kind, soft=soft, hard=hard)
-
-
-def _healthcheck(app: App) -> dict[str, Any] | None:
-    check = app.healthcheck
-    if check is None:
-        return None
-    test = ["CMD-SHELL", check.test] if isinstance(check.test, str) else list(check.test)
-    return {
-        "test": test,
-        "interval": int(check.interval * NANOSECONDS),
-        "timeout": int(check.timeout * NANOSECONDS),
-        "retries": check.retries,
-        "start_period": int(check.start_period * NANOSECONDS),
-    }

@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from tasks.bluegreen.app import App, Frozen
+from tasks.bluegreen.app import App
 from tasks.bluegreen.errors import Outcome
+from tasks.bluegreen.units import Frozen
 
 
 class Replica(Frozen):

@@ -12,6 +12,7 @@ from tasks.bluegreen.app import Proxy
 from tasks.bluegreen.containers import Engine, Output
 from tasks.bluegreen.errors import CutoverUnproven, EngineHiccup, SiteRejected, Unavailable
 from tasks.bluegreen.model import Drained, Live, Site
+from tasks.bluegreen.scripts import CHECK, INSTALL, LOOK
 
 STATUS_PORT = 18099  # on the container's loopback: which generation is loaded
 SITES = "/etc/nginx/nonstop/sites"  # in a proxy that nonstop created
@@ -22,62 +23,6 @@ HEADER_TIMEOUT = 61.0  # seconds: nginx's default client_header_timeout, and a m
 LARGEST_SITE = 100_000  # bytes: it travels in an environment variable, Linux allows 128 KiB
 
 INIT = re.compile(r"^\S*\b(docker-init|tini|dumb-init)\b")  # they pass HUP on to nginx
-
-LOOK = """
-command -v nginx >/dev/null || exit 98
-nginx -v 2>&1
-echo --status
-for try in 1 2 3; do
-    if command -v curl >/dev/null; then
-        curl -s --noproxy '*' --max-time 3 -H "Host: $APP.nonstop" "http://127.0.0.1:$PORT/"
-    elif command -v wget >/dev/null; then
-        wget -q -T 3 -O - --header "Host: $APP.nonstop" "http://127.0.0.1:$PORT/"
-    else
-        exit 97
-    fi && break
-    code=$?
-    [ $code -ne 7 ] || break
-done
-[ ! -e "$SITE" ] || { echo --site; cat "$SITE"; }
-"""
-
-CHECK = r"""
-set -e
-conf=${CONF:-$(nginx -V 2>&1 | tr ' ' '\n' | sed -n 's/^--conf-path=//p')}
-copy=$(mktemp -d /dev/shm/nonstop.XXXXXX)
-trap 'rm -rf "$copy"' EXIT
-root=$(dirname "$conf")
-mirror() {
-    mkdir -p "$copy$1"
-    [ ! -d "$1" ] || cp -a "$1/." "$copy$1"
-    grep -rlF -- "$1/" "$copy" | while IFS= read -r file; do
-        sed -i "s#$1/#$copy$1/#g" "$file"
-    done
-}
-mirror "$root"
-case "$DIRECTORY/" in "$root"/*) ;; *) mirror "$DIRECTORY" ;; esac
-mkdir -p "$copy$DIRECTORY"
-if [ -n "$TEXT" ]; then printf '%s' "$TEXT" > "$copy$DIRECTORY/$NAME"; fi
-code=0
-nginx -T -c "$copy$conf" > "$copy/dump" 2> "$copy/words" || code=95
-sed "s#$copy##g" "$copy/words"
-if [ $code = 0 ] && [ -n "$TEXT" ]; then
-    grep -qF "# configuration file $copy$DIRECTORY/$NAME:" "$copy/dump" || code=96
-fi
-exit $code
-"""
-
-INSTALL = """
-set -e
-umask 022
-if [ -n "$TEXT" ]; then
-    printf '%s' "$TEXT" > "$SITE.new"
-    mv -f "$SITE.new" "$SITE"
-    cat "$SITE"
-else
-    rm -f "$SITE"
-fi
-"""
 
 
 class Look(NamedTuple):

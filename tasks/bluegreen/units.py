@@ -1,11 +1,11 @@
-"""Values as Compose writes them: durations, sizes, and mappings in two spellings."""
+"""Values as Compose writes them: durations, sizes, mappings in two spellings; frozen models."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 SIZES = {"b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
@@ -55,3 +55,9 @@ Pairs = Annotated[
     dict[str, str],
     BeforeValidator(pairs, json_schema_input_type=dict[str, str | int | float | bool | None]),
 ]
+
+
+class Frozen(BaseModel):
+    """A value: never changed, and strict about fields that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
