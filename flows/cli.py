@@ -56,25 +56,31 @@ command = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 Name = Annotated[str, typer.Argument(metavar="APP", help="Name of the app.")]
 Image = Annotated[str | None, typer.Option(help="Image instead of the app's own.")]
 Inventory = Annotated[Path, typer.Option("--file", help="The inventory with the apps.")]
+Wait = Annotated[float, typer.Option(help="Seconds to wait for another run of this app.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @command.command("deploy")
 def deploy_command(
-    app: Name, image: Image = None, file: Inventory = FILE, as_json: AsJson = False
+    app: Name,
+    image: Image = None,
+    wait: Wait = 0,
+    file: Inventory = FILE,
+    as_json: AsJson = False,
 ) -> None:
     """Replace the live release of APP by a new one; after any failure go back by itself."""
-    _run(app, as_json, lambda: deploy(load(app, file), image))
+    _run(app, as_json, lambda: deploy(load(app, file), image, wait))
 
 
 @command.command("rollback")
 def rollback_command(
     app: Name,
     to: Annotated[int | None, typer.Option(help="Number of the release to return to.")] = None,
+    wait: Wait = 0,
     as_json: AsJson = False,
 ) -> None:
     """Return APP to the release before the live one, or to the one named by --to."""
-    _run(app, as_json, lambda: rollback(app, to))
+    _run(app, as_json, lambda: rollback(app, to, wait))
 
 
 @command.command()

@@ -17,6 +17,7 @@ from tasks.bluegreen.errors import Failed, NonstopError, Refused, StateUnknown
 from tasks.bluegreen.model import Drained, Plan, Replica, Report, Step, Verified
 from tasks.bluegreen.plan import plan_deploy, plan_rollback
 from tasks.health_check import health_check
+from tasks.locked import locked
 from tasks.observe import observe
 from tasks.preflight import preflight
 from tasks.reload_nginx import reload_nginx
@@ -31,31 +32,35 @@ HOURS = 3600
 
 
 @flow(name="deploy", timeout_seconds=3 * HOURS, persist_result=False)
-def deploy(app: App, image: str | None = None) -> Report:
+def deploy(app: App, image: str | None = None, wait: float = 0) -> Report:
     """Replace an app's live release by a new one; visitors notice nothing.
 
     Args:
         app: What runs, how it is reached, and when it is good.
         image: Image to deploy instead of the app's own; empty: the app's own.
+        wait: Seconds to wait for another run of this app; 0: give up at once.
     """
     STEPS.set([])
     app = with_image(app, image)
     preflight(app)
-    return replace(plan_deploy(app, observe(app.name, app.proxy)))
+    with locked(app.name, app.proxy, wait) as holder:
+        return replace(plan_deploy(app, observe(app.name, app.proxy), holder))
 
 
 @flow(name="rollback", timeout_seconds=3 * HOURS, persist_result=False)
-def rollback(app: str, to: int | None = None) -> Report:
+def rollback(app: str, to: int | None = None, wait: float = 0) -> Report:
     """Return to an earlier release: its image, environment and settings, under a new number.
 
     Args:
         app: Name of the app.
         to: Number of the release to return to; empty: the one before the live one.
+        wait: Seconds to wait for another run of this app; 0: give up at once.
     """
     STEPS.set([])
-    plan = plan_rollback(observe(app), to)
-    preflight(plan.app, rollback=True)
-    return replace(plan)
+    kept = plan_rollback(observe(app), to).app
+    preflight(kept, rollback=True)
+    with locked(app, kept.proxy, wait) as holder:
+        return replace(plan_rollback(observe(app), to, holder))
 
 
 def replace(plan: Plan) -> Report:

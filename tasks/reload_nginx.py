@@ -21,11 +21,12 @@ def reload_nginx(plan: Plan, site: Site) -> None:
     No worker of the generation before accepts connections any more.
 
     Raises:
+        LockLost: another run may be changing the app, so nothing was switched.
         CutoverUnproven: with nginx's own reason where it gave one.
     """
     with Engine() as engine:
         nginx = Nginx(engine, plan.app.proxy)
-        nginx.install(site.app, site.text)
+        nginx.install(site.app, site.text, plan.holder)
         began = time.monotonic()
         nginx.reload(site.app, site.generation)
         seconds = time.monotonic() - began

@@ -69,7 +69,7 @@ def _ensure_blue(nginx: Nginx, plan: Plan, blue: Release | None) -> None:
     if live == plan.blue and not ahead:
         return
     if plan.blue is None:
-        nginx.install(app, None)
+        nginx.install(app, None, plan.holder, unlocked=True)
         nginx.reload(app, None, patient=True)
         return
     if blue is None or not blue.running:
@@ -81,7 +81,7 @@ def _ensure_blue(nginx: Nginx, plan: Plan, blue: Release | None) -> None:
         )
         text, generation = site.text, site.generation
     began = time.monotonic()
-    nginx.install(app, text)
+    nginx.install(app, text, plan.holder, unlocked=True)
     nginx.reload(app, generation, patient=True)
     say(f"release {plan.blue} serves again, {time.monotonic() - began:.2f} s after the decision")
 

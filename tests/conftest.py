@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.lab import engine, images
+from tests.lab.command import Command
 from tests.lab.server import prefect_of_its_own
 from tests.lab.shop import Shop
 
@@ -36,3 +38,10 @@ def shop(prefect: None, api: Any) -> Iterator[Shop]:
     made = Shop(api)
     yield made
     made.close()
+
+
+@pytest.fixture
+def command(shop: Shop, tmp_path: Path) -> Command:
+    made = Command(shop, tmp_path)
+    made.describe()
+    return made

@@ -9,61 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-import yaml
-from prefect.settings import PREFECT_API_URL
 
-from flows.inventory import ENTRYPOINT
-from tests.lab.shop import Shop, free_port
+from tests.lab.command import Command, deploying
+from tests.lab.shop import free_port
 
-BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]
-
-
-class Command:
-    """`nonstop` with an inventory of the shop's own."""
-
-    def __init__(self, shop: Shop, folder: Path) -> None:
-        self.shop, self.file = shop, folder / "prefect.yaml"
-        self.environment = os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
-
-    def describe(self, **changes: Any) -> None:
-        """The inventory has the shop with these changes."""
-        app = self.shop.described(**changes)
-        entry = {"name": "shop", "entrypoint": ENTRYPOINT, "parameters": {"app": app}}
-        self.file.write_text(yaml.safe_dump({"deployments": [entry]}))
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """The running command, in the inventory's directory."""
-        return subprocess.Popen(
-            [BIN / "nonstop", *arguments],
-            cwd=self.file.parent,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *arguments: str, code: int = 0) -> tuple[str, str]:
-        """Standard output and standard error of a command that ends with `code`."""
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == code, err
-        assert "Traceback" not in out + err
-        return out, err
-
-
-@pytest.fixture
-def command(shop: Shop, tmp_path: Path) -> Command:
-    made = Command(shop, tmp_path)
-    made.describe()
-    return made
 
 
 def test_deploy_status_plan_and_rollback_as_in_the_readme(command: Command) -> None:
@@ -136,22 +90,6 @@ def test_a_prefect_server_that_does_not_answer_is_named(command: Command) -> Non
     _, err = command.run("deploy", command.shop.name, code=2)
     assert f"No Prefect server answers at PREFECT_API_URL={url}" in " ".join(err.split())
     assert command.shop.containers() == {}
-
-
-@contextmanager
-def deploying(command: Command) -> Iterator[subprocess.Popen[str]]:
-    """A deploy that has cut over and is being watched."""
-    command.describe(verify={"bake_time": 60})
-    process = command.start("deploy", command.shop.name)
-    try:
-        deadline = time.monotonic() + 60
-        while command.shop.get().headers.get("X-Nonstop-Release") != "2":
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        yield process
-    finally:
-        process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

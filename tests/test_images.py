@@ -178,12 +178,12 @@ def test_images_that_only_the_host_has_stay(registry: Registry, shop: Shop) -> N
 
 
 def test_an_image_stays_while_another_release_needs_it(registry: Registry, shop: Shop) -> None:
-    one, two = registry.push("one"), registry.push("two")
-    for image in (one, one, two):
-        shop.deploy(image=image, **MINE)
-    assert set(shop.containers()) == {"3-1", "2-1"}
-    assert registry.on_host() == 2
-    shop.rollback()
+    one, two, three = (registry.push(release) for release in ("one", "two", "three"))
+    for image in (one, one, two, three):
+        shop.deploy(image=image, keep=2, **MINE)
+    assert set(shop.containers()) == {"4-1", "3-1", "2-1"}
+    assert registry.on_host() == 3
+    shop.rollback(2)
     assert shop.releases() == {"one"}
 
 

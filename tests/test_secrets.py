@@ -17,12 +17,12 @@ from tasks.bluegreen.environment import MASK
 from tasks.bluegreen.errors import NonstopError, ReplicaCrashed, Unhealthy
 from tasks.bluegreen.plan import plan_deploy
 from tasks.observe import observe
+from tests.lab.command import Command
 from tests.lab.shop import Shop
-from tests.test_cli import Command
 
 BLOCK, KEY, LINE = "block-7Hq2x9", ("file-41Zrp0", "second-8Wc3l"), "env_file-5Tn6q4"
 PIECES = (BLOCK, *KEY, LINE)  # what may be nowhere
-TELL = "env; echo says $TOKEN, loudly;"  # an app that prints everything it knows
+TELL = 'env; echo says $TOKEN, loudly; echo "$KEY" | tail -n 1;'  # all that an app knows
 SERVE = "exec python3 -u /hello.py"
 BAD: list[tuple[dict[str, Any], type[NonstopError]]] = [
     ({"command": ["sh", "-c", f"{TELL} exit 3"]}, ReplicaCrashed),

@@ -263,7 +263,7 @@ class Engine:
             made = self.api.exec_create(container, command, environment=environment, user=user)
             stream = self.api.exec_start(made["Id"], socket=True)
             try:
-                text = _read_frames(getattr(stream, "_sock", stream), time.monotonic() + timeout)
+                text = read_frames(getattr(stream, "_sock", stream), time.monotonic() + timeout)
             finally:
                 stream.close()
             code = self.api.exec_inspect(made["Id"])["ExitCode"]
@@ -284,8 +284,17 @@ class Engine:
             return log.decode(errors="replace")
 
 
-def _read_frames(sock: socket.socket, deadline: float) -> bytes:
-    """Stdout and stderr of an exec: frames of 8 bytes of header and a payload, until the end."""
+def read_frames(sock: socket.socket, deadline: float, until: bytes = b"") -> bytes:
+    """What an exec prints: frames of 8 bytes of header and a payload.
+
+    Args:
+        sock: of the exec.
+        deadline: on the monotonic clock, seconds.
+        until: stops when this was printed; empty: at the exec's end.
+
+    Raises:
+        TimeoutError: neither came in time.
+    """
     received = bytearray()
     while True:
         left = deadline - time.monotonic()
@@ -293,15 +302,14 @@ def _read_frames(sock: socket.socket, deadline: float) -> bytes:
             raise TimeoutError("it did not end in time")
         sock.settimeout(left)
         chunk = sock.recv(65536)
-        if not chunk:
-            break
         received += chunk
-    text, at = bytearray(), 0
-    while at + 8 <= len(received):
-        (length,) = struct.unpack(">L", received[at + 4 : at + 8])
-        text += received[at + 8 : at + 8 + length]
-        at += 8 + length
-    return bytes(text)
+        text, at = bytearray(), 0
+        while at + 8 <= len(received):
+            (length,) = struct.unpack(">L", received[at + 4 : at + 8])
+            text += received[at + 8 : at + 8 + length]
+            at += 8 + length
+        if not chunk or (until and until in text):
+            return bytes(text)
 
 
 def _variables(entries: list[str] | None) -> dict[str, str]:

@@ -6,12 +6,14 @@ NonstopError
 │   ├── Unavailable        the engine or the proxy cannot be used as it is
 │   ├── ImageUnavailable   no such image, or its registry refuses
 │   │   └── RegistryAway       the registry did not answer; a second try may help
-│   └── NothingKept        no release to roll back to
+│   ├── NothingKept        no release to roll back to
+│   └── Locked             another run is changing this app
 ├── Failed             a step failed; the release before it serves
 │   ├── EngineHiccup       the engine did not do what it should; a second try may help
 │   ├── ReplicaCrashed     a container of green ended, or never started
 │   ├── Unhealthy          green did not become healthy in time
 │   ├── SiteRejected       nginx does not take the new site
+│   ├── LockLost           the run no longer holds the app's lock, so it must not switch
 │   ├── CutoverUnproven    nginx was reloaded and does not serve green
 │   └── BadTraffic         green serves, and does so badly
 └── StateUnknown       a person has to look
@@ -78,6 +80,10 @@ class NothingKept(Refused):
     """No release to roll back to."""
 
 
+class Locked(Refused):
+    """Another run is changing this app."""
+
+
 class Failed(NonstopError):
     """A step failed; the release before it serves."""
 
@@ -98,6 +104,10 @@ class Unhealthy(Failed):
 
 class SiteRejected(Failed):
     """Nginx does not take the new site."""
+
+
+class LockLost(Failed):
+    """The run no longer holds the app's lock, so it must not switch."""
 
 
 class CutoverUnproven(Failed):

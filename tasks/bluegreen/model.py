@@ -117,6 +117,7 @@ class Plan(Frozen):
     leaving: tuple[int, ...] = Field(
         default=(), description="Workers that had stopped accepting before the run began."
     )
+    holder: str = Field(default="", description="The run, as the holder of the app's lock.")
     previous_site: str | None = Field(
         description="The text that blue's generation was loaded from; None: the file is another."
     )

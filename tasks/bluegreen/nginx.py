@@ -10,9 +10,15 @@ from typing import NamedTuple
 
 from tasks.bluegreen.app import Proxy
 from tasks.bluegreen.containers import Engine, Output
-from tasks.bluegreen.errors import CutoverUnproven, EngineHiccup, SiteRejected, Unavailable
+from tasks.bluegreen.errors import (
+    CutoverUnproven,
+    EngineHiccup,
+    LockLost,
+    SiteRejected,
+    Unavailable,
+)
 from tasks.bluegreen.model import Drained, Live, Site
-from tasks.bluegreen.scripts import CHECK, INSTALL, LOOK
+from tasks.bluegreen.scripts import CHECK, INSTALL, LOOK, lock_file
 
 STATUS_PORT = 18099  # on the container's loopback: which generation is loaded
 SITES = "/etc/nginx/nonstop/sites"  # in a proxy that nonstop created
@@ -157,13 +163,27 @@ class Nginx:
         self.check(None)
         raise SiteRejected(f"{site.app}: nginx in {self.proxy.container} rejects the site.", words)
 
-    def install(self, app: str, text: str | None) -> None:
+    def install(self, app: str, text: str | None, holder: str, *, unlocked: bool = False) -> None:
         """The site's file has this text, or is gone; never half of it at any moment.
 
+        Args:
+            app: whose site.
+            text: of the site; None: it goes.
+            holder: who must have the app's lock.
+            unlocked: whether it is enough that nobody else has it.
+
         Raises:
+            LockLost: somebody else has the lock, or nobody.
             EngineHiccup: it was not written, or nginx would read something else.
         """
-        output = self._run(INSTALL, {"SITE": self.path(app), "TEXT": text or ""}, user="0")
+        values = {"LOCK": lock_file(app), "HOLDER": holder, "OR": "free" if unlocked else holder}
+        values |= {"SITE": self.path(app), "TEXT": text or ""}
+        output = self._run(INSTALL, values, user="0")
+        if output.code == 94:
+            raise LockLost(
+                f"{app}: the lock in {self.proxy.container} is no longer this run's "
+                f"(now: {output.text.strip()}), so the site was not changed."
+            )
         if output.code != 0 or output.text != (text or ""):
             raise EngineHiccup(
                 f"Writing {self.path(app)} in {self.proxy.container} failed: "

@@ -11,21 +11,27 @@ from tasks.bluegreen.errors import NothingKept, Unavailable
 from tasks.bluegreen.model import Observed, Plan, Release, Retirement
 
 
-def plan_deploy(app: App, seen: Observed) -> Plan:
+def plan_deploy(app: App, seen: Observed, holder: str = "") -> Plan:
     """The next release of `app` beside whatever is live.
+
+    Args:
+        app: what is wanted.
+        seen: what Docker and nginx show.
+        holder: the run that will act on it, as the holder of the app's lock.
 
     Raises:
         Unavailable: the network has too few free addresses.
     """
-    return _plan(app, seen)
+    return _plan(app, seen, holder)
 
 
-def plan_rollback(seen: Observed, to: int | None = None) -> Plan:
+def plan_rollback(seen: Observed, to: int | None = None, holder: str = "") -> Plan:
     """An earlier release's image, environment and settings under a new number.
 
     Args:
         seen: what Docker and nginx show.
         to: the release to return to; by default the newest kept one before the live one.
+        holder: the run that will act on it, as the holder of the app's lock.
 
     Raises:
         NothingKept: no such release, or not all of its containers are there.
@@ -48,10 +54,10 @@ def plan_rollback(seen: Observed, to: int | None = None) -> Plan:
             f"(live: {seen.live.number}, kept: {numbers}): deploy an earlier image with "
             f"`nonstop deploy {seen.app} --image IMAGE`."
         )
-    return _plan(wanted[-1].settings, seen, wanted[-1])
+    return _plan(wanted[-1].settings, seen, holder, wanted[-1])
 
 
-def _plan(app: App, seen: Observed, source: Release | None = None) -> Plan:
+def _plan(app: App, seen: Observed, holder: str, source: Release | None = None) -> Plan:
     live = seen.live.number if seen.live else None
     highest = max([release.number for release in seen.releases] + [live or 0])
     green = highest + 1
@@ -76,6 +82,7 @@ def _plan(app: App, seen: Observed, source: Release | None = None) -> Plan:
         nginx=seen.nginx,
         leftovers=abandoned,
         leaving=seen.leaving,
+        holder=holder,
         previous_site=seen.site if seen.loaded else None,
     )
 

@@ -46,9 +46,13 @@ fi
 exit $code
 """
 
-# $TEXT becomes the site at once, or the site goes; prints what nginx would read.
+# $TEXT becomes the site at once, or the site goes; prints what nginx would read. 94: the lock is
+# neither $HOLDER's nor, where that may be, free; prints whose it is.
 INSTALL = """
 set -e
+owner=free
+flock -n "$LOCK" true || owner=$(cat "$LOCK")
+[ "$owner" = "$HOLDER" ] || [ "$owner" = "$OR" ] || { echo "$owner"; exit 94; }
 umask 022
 if [ -n "$TEXT" ]; then
     printf '%s' "$TEXT" > "$SITE.new"
@@ -58,3 +62,18 @@ else
     rm -f "$SITE"
 fi
 """
+
+# Holds the lock while standard input is open: prints `held`, or who has it.
+LOCK = """
+command -v flock >/dev/null || { echo "no flock"; exit 0; }
+exec 9>>"$LOCK"
+flock -n 9 || { cat "$LOCK"; exit 0; }
+echo "$HOLDER" > "$LOCK"
+echo held
+cat >/dev/null
+"""
+
+
+def lock_file(app: str) -> str:
+    """Where an app's lock is; gone when the proxy restarts, as its holder's exec is."""
+    return f"/dev/shm/nonstop-{app}.lock"

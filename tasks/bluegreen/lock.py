@@ -1,0 +1,106 @@
+"""One run per app at a time: a lock in the proxy, which the kernel frees when its holder dies.
+
+An exec in the proxy's container holds an flock for as long as its standard input is connected to
+this process. So it is the same lock from whatever machine or Prefect server a run comes, and there
+is none to be cleaned up after a run that died.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from tasks.bluegreen.containers import Engine, engine_words, read_frames
+from tasks.bluegreen.errors import EngineHiccup, Locked, Unavailable
+from tasks.bluegreen.nginx import Nginx
+from tasks.bluegreen.scripts import LOCK, lock_file
+
+ANSWER = 15.0  # seconds in which the exec has to say whether it holds the lock
+AGAIN = 1.0  # seconds between two tries
+TELL = 30.0
+
+
+class Lock:
+    """Held while entered.
+
+    Args:
+        engine: a connection that only this object uses.
+        nginx: the proxy that the app is behind.
+        app: name of the app.
+        holder: who asks, for others to read; different for every run.
+        wait: seconds to wait for another run; 0: give up at once.
+        say: tells whom it waits for.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        nginx: Nginx,
+        app: str,
+        holder: str,
+        wait: float,
+        say: Callable[[str], None],
+    ) -> None:
+        self.engine, self.nginx, self.app = engine, nginx, app
+        self.holder, self.wait, self.say = holder, wait, say
+        self._stream: Any = None
+
+    def __enter__(self) -> Lock:
+        began = time.monotonic()
+        told = -TELL
+        while (other := self._try()) is not None:
+            waited = time.monotonic() - began
+            if waited >= self.wait:
+                raise Locked(
+                    f"{self.app} is being changed by {other}: wait for it, or ask with a longer "
+                    f"`wait` (it was {self.wait:g} s). Nothing was touched."
+                )
+            if waited - told >= TELL:
+                told = waited
+                self.say(f"waiting for {other}, at most {self.wait - waited:.0f} s more")
+            time.sleep(AGAIN)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def _try(self) -> str | None:
+        """None: the lock is ours; else who has it."""
+        environment = {"LOCK": lock_file(self.app), "HOLDER": self.holder}
+        with engine_words(f"lock {self.app} in {self.nginx.proxy.container}"):
+            made = self.engine.api.exec_create(
+                self.nginx.id, ["sh", "-c", LOCK], stdin=True, environment=environment, user="0"
+            )
+            self._stream = self.engine.api.exec_start(made["Id"], socket=True)
+            raw: socket.socket = getattr(self._stream, "_sock", self._stream)
+            said = read_frames(raw, time.monotonic() + ANSWER, until=b"\n").decode().strip()
+            raw.settimeout(None)
+        if said == "held":
+            return None
+        self._close()
+        if said == "no flock":
+            raise Unavailable(
+                f"The proxy {self.nginx.proxy.container} has no flock, with which two runs are "
+                "kept apart: use an image with util-linux or busybox."
+            )
+        if not said:
+            raise EngineHiccup(f"The lock of {self.app} in {self.nginx.proxy.container} is silent.")
+        return said
+
+    def _close(self) -> None:
+        if self._stream is None:
+            return
+        raw = getattr(self._stream, "_sock", self._stream)
+        with suppress(OSError):  # the engine may have closed it already
+            raw.shutdown(socket.SHUT_RDWR)
+        self._stream.close()
+        self._stream = None

@@ -1,0 +1,38 @@
+"""locked: one run per app at a time, from whatever machine or Prefect server it comes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from prefect.runtime import flow_run
+
+from tasks.bluegreen.app import Proxy
+from tasks.bluegreen.containers import Engine
+from tasks.bluegreen.lock import Lock
+from tasks.bluegreen.nginx import Nginx
+from tasks.step import say
+
+
+@contextmanager
+def locked(app: str, proxy: Proxy, wait: float) -> Iterator[str]:
+    """The app is this run's while entered; gives the run's name as the lock's holder.
+
+    Args:
+        app: name of the app.
+        proxy: where the lock is.
+        wait: seconds to wait for another run; 0: give up at once.
+
+    Raises:
+        Locked: another run has it, with who and since when.
+    """
+    since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    holder = (
+        f"run {flow_run.name} ({flow_run.id}) on {socket.gethostname()}, process {os.getpid()}, "
+        f"since {since}"
+    )
+    with Engine() as engine, Lock(engine, Nginx(engine, proxy), app, holder, wait, say):
+        yield holder

@@ -1,0 +1,79 @@
+"""One run per app at a time, and none that is dead stands in the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from tests.lab.command import Command, deploying
+from tests.lab.shop import Shop
+
+
+def test_a_second_run_says_who_holds_the_lock_and_touches_nothing(command: Command) -> None:
+    shop = command.shop
+    shop.deploy("one")
+    with deploying(command) as first:
+        before = shop.containers(), shop.sites()
+        _, err = command.run("deploy", shop.name, "--image", "hello:v2", code=2)
+        assert f"process {first.pid}, since 20" in " ".join(err.split())
+        assert "is being changed by run " in " ".join(err.split())
+        command.run("rollback", shop.name, code=2)
+        assert (shop.containers(), shop.sites()) == before
+        first.send_signal(signal.SIGINT)
+        first.wait(60)
+    assert shop.live() == 1
+
+
+def test_a_second_run_that_waits_comes_after_the_first(command: Command) -> None:
+    shop = command.shop
+    shop.deploy("one")
+    with shop.visitors() as heard, deploying(command) as first:
+        command.describe()
+        second = command.start("deploy", shop.name, "--image", "hello:v2", "--wait", "100")
+        time.sleep(3)
+        assert second.poll() is None
+        assert shop.live() == 2
+        first.send_signal(signal.SIGINT)
+        _, err = second.communicate(timeout=60)
+    assert second.returncode == 0, err
+    assert f"process {first.pid}" in err
+    assert heard.lost == 0, heard.losses
+    assert shop.get().text.endswith(",v2")
+
+
+def test_a_run_that_is_killed_does_not_block_the_next(command: Command) -> None:
+    shop = command.shop
+    shop.deploy("one")
+    with shop.visitors() as heard:
+        with deploying(command) as first:
+            first.kill()
+            first.wait(10)
+        killed = time.monotonic()
+        command.describe()
+        command.run("deploy", shop.name, "--image", "hello:v2", "--wait", "5")
+        assert time.monotonic() - killed < 30
+    assert heard.lost == 0, heard.losses
+    assert shop.live() == 3
+    running = {name for name, state in shop.containers().items() if state == "running"}
+    assert running == {"3-1", "3-2"}
+
+
+def test_a_run_that_lost_its_lock_does_not_switch(shop: Shop, command: Command) -> None:
+    shop.deploy("one")
+    before = shop.sites()
+    command.describe(environment={"HEALTHY_AFTER": "8"})
+    process = command.start("deploy", shop.name)
+    while "2-1" not in shop.containers():
+        assert process.poll() is None
+        time.sleep(0.1)
+    for row in shop.api.top(shop.proxy, ps_args="-o pid,args")["Processes"]:
+        if row[1] == "cat":
+            os.kill(int(row[0]), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "is no longer this run's (now: free)" in " ".join(err.split())
+    assert "Release 1 serves, as before." in " ".join(err.split())
+    assert shop.sites() == before
+    assert shop.live() == 1
+    assert set(shop.containers()) == {"1-1", "1-2"}
