@@ -72,7 +72,7 @@ class Shop:
 
     def deploy(self, release: str = "", **changes: Any) -> Report:
         """Deploys `release`, and makes sure that the report is what is."""
-        report: Report = deploy(self.app(release, **changes))
+        report: Report = deploy(self.app(release, **changes), wait=10)
         assert report.release == self.live()
         return report
 
