@@ -102,7 +102,8 @@ def test_docker_s_own_health_check_has_a_say(shop: Shop) -> None:
     assert shop.releases() == {"one"}
 
 
-def test_leftovers_of_a_dead_run_are_removed_and_do_not_block(shop: Shop) -> None:
+@pytest.mark.parametrize("good", [True, False])
+def test_leftovers_of_a_dead_run_are_removed_and_do_not_block(shop: Shop, good: bool) -> None:
     shop.deploy("one")
     blue = shop.api.inspect_container(shop.container("1-1"))["Config"]["Labels"]
     for number, command in (("2", "true"), ("3", "sleep 600")):
@@ -113,8 +114,13 @@ def test_leftovers_of_a_dead_run_are_removed_and_do_not_block(shop: Shop) -> Non
             labels=blue | {"nonstop.release": number},
         )
         shop.api.start(made["Id"])
-    assert shop.deploy("four").release == 4
-    assert set(shop.containers()) == {"4-1", "4-2", "1-1", "1-2"}
+    if good:
+        assert shop.deploy("four").release == 4
+        assert set(shop.containers()) == {"4-1", "4-2", "1-1", "1-2"}
+    else:
+        with pytest.raises(Failed):
+            shop.deploy("four", environment={"CRASH": "start"})
+        assert set(shop.containers()) == {"1-1", "1-2"}
 
 
 def test_a_stranger_s_container_with_green_s_name_is_left_alone(shop: Shop) -> None:

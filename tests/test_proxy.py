@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.bluegreen.app import App, parse
+from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.errors import BadInput, CutoverUnproven, Failed, Unavailable
+from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.site import render_site
 from tests.lab.nginx import MAIN, OwnNginx, until_it_answers
 from tests.lab.shop import Shop
@@ -88,6 +90,20 @@ def test_a_reload_that_is_accepted_and_not_applied_is_undone(shop: Shop, tmp_pat
     assert set(heard.releases) == {"one"}
     assert shop.sites() == before
     assert set(shop.containers()) == {"1-1", "1-2"}
+
+
+def test_only_the_generation_that_was_asked_for_proves_a_cutover(shop: Shop) -> None:
+    shop.deploy("one")
+    with Engine() as engine:
+        nginx = Nginx(engine, shop.app().proxy)
+        live = nginx.look(shop.name).live
+        assert live
+        for _ in range(5):
+            before = nginx.accepting()
+            nginx.reload(shop.name, live.generation)
+            assert not before & nginx.accepting()  # nobody of before takes a connection any more
+        with pytest.raises(CutoverUnproven):
+            nginx.reload(shop.name, "0123456789abcdef")  # its workers change, its site doesn't
 
 
 def test_a_port_that_another_process_has_is_no_cutover(shop: Shop, tmp_path: Path) -> None:
