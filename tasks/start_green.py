@@ -27,7 +27,8 @@ def start_green(plan: Plan) -> tuple[Replica, ...]:
     app, run = plan.app, str(flow_run.id or "")
     with Engine() as engine:
         image = plan.pinned or pin(engine, app, say)
-        remove_abandoned(engine, plan)
+        if plan.leftovers:
+            remove_abandoned(engine, plan)
         variables = _environments(engine, plan)
 
         def start(index: int) -> Replica:

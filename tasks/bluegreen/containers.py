@@ -152,14 +152,6 @@ class Engine:
         """
         app = plan.app
         name = f"{app.name}-{plan.green}-{index}"
-        there = self.inspect(name)
-        if there is not None:
-            if (there["Config"]["Labels"] or {}).get("nonstop.app") != app.name:
-                raise Refused(
-                    f"A container named {name} exists and is not ours: rename or remove "
-                    "it, then deploy again."
-                )
-            self.remove(there["Id"])
         labels = app.labels | {
             "nonstop.app": app.name,
             "nonstop.release": str(plan.green),
@@ -170,13 +162,29 @@ class Engine:
             "nonstop.settings": app.model_dump_json(exclude_defaults=True),
         }
         end = EndpointConfig(self.api.api_version, ipv4_address=plan.addresses[index - 1])
+        config = container_config(self.api, app, image_id, environment, labels, end)
         with engine_words(f"create {name}"):
-            made = self.api.create_container_from_config(
-                container_config(self.api, app, image_id, environment, labels, end), name
-            )
+            try:
+                made = self.api.create_container_from_config(config, name)
+            except APIError as error:
+                if error.status_code != 409:
+                    raise
+                self._remove_our_own(name, app)
+                made = self.api.create_container_from_config(config, name)
             for network in app.networks:
                 self.api.connect_container_to_network(made["Id"], network)
             return str(made["Id"])
+
+    def _remove_our_own(self, name: str, app: App) -> None:
+        there = self.inspect(name)
+        if there is None:
+            return
+        if (there["Config"]["Labels"] or {}).get("nonstop.app") != app.name:
+            raise Refused(
+                f"A container named {name} exists and is not ours: rename or remove "
+                "it, then deploy again."
+            )
+        self.remove(there["Id"])
 
     def start(self, container: str) -> None:
         """Starts a created container.
