@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from prefect import flow
 from prefect.exceptions import Abort, Pause
 from prefect.logging import get_run_logger
 
+from flows.interrupts import Interrupts
 from tasks.bluegreen.app import App, with_image
 from tasks.bluegreen.errors import Failed, NonstopError, Refused, StateUnknown
 from tasks.bluegreen.model import Drained, Plan, Replica, Report, Step, Verified
@@ -68,34 +65,36 @@ def replace(plan: Plan) -> Report:
     log = get_run_logger()
     log.info("%s: release %d replaces %s", plan.app.name, plan.green, plan.blue or "nothing")
     replicas: tuple[Replica, ...] = ()
-    try:
-        replicas = start_green(plan)
-        health_check(plan, replicas)
-        site = render_config(plan, replicas)
-        reload_nginx(plan, site)
-        verified = verify_traffic(plan, replicas)
-    except (Abort, Pause):
-        raise
-    except BaseException as failure:  # a cancelled run raises no Exception
-        with undisturbed():
+    with Interrupts() as interrupts:
+        try:
+            replicas = start_green(plan)
+            health_check(plan, replicas)
+            site = render_config(plan, replicas)
+            reload_nginx(plan, site)
+            verified = verify_traffic(plan, replicas)
+        except (Abort, Pause):
+            raise
+        except BaseException as failure:  # a cancelled run raises no Exception
+            interrupts.ignored = True
             serves = roll_back(plan, str(failure) or type(failure).__name__)
-        log.warning(serves)
-        if not isinstance(failure, Exception):
-            failure.add_note(serves)
+            log.warning(serves)
+            if not isinstance(failure, Exception):
+                failure.add_note(serves)
+                raise
+            raise told(plan, failure, serves, touched=bool(replicas)) from failure
+        drained, pending = None, ""
+        try:
+            drained = teardown_blue(plan)
+        except (Abort, Pause, StateUnknown):
             raise
-        raise told(plan, failure, serves, touched=bool(replicas)) from failure
-    drained, pending = None, ""
-    try:
-        drained = teardown_blue(plan)
-    except (Abort, Pause, StateUnknown):
-        raise
-    except BaseException as failure:  # green serves and is good: a failed cleanup undoes nothing
-        pending = "Cleanup is pending, the next deploy finishes it"
-        if not isinstance(failure, Exception):
-            failure.add_note(f"Release {plan.green} serves. {pending}.")
-            raise
-        pending += f" ({failure})."
-        log.warning(pending)
+        except BaseException as failure:
+            # Green serves and is good: a failed cleanup undoes nothing.
+            pending = "Cleanup is pending, the next deploy finishes it"
+            if not isinstance(failure, Exception):
+                failure.add_note(f"Release {plan.green} serves. {pending}.")
+                raise
+            pending += f" ({failure})."
+            log.warning(pending)
     return _report(plan, verified, drained, pending)
 
 
@@ -125,20 +124,6 @@ def _report(plan: Plan, verified: Verified, drained: Drained | None, pending: st
         cleanup="pending" if pending else "done",
         message=f"Release {plan.green} of {plan.app.name} serves. {pending}".strip(),
     )
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Neither SIGTERM nor SIGINT ends what is within: a second one would cut the way back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
