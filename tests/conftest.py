@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from tests.lab import engine, images
 from tests.lab.command import Command
 from tests.lab.server import prefect_of_its_own
 from tests.lab.shop import Shop
+
+# A shell that starts the tests in the background makes them and their commands ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

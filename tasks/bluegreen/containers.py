@@ -285,10 +285,13 @@ class Engine:
             top = self.api.top(container, ps_args="-o pid,args")
         return [(int(row[0]), row[1]) for row in top["Processes"]]
 
-    def log_since(self, container: str, since: float, lines: int = 200) -> str:
-        """The last lines of standard error after a time (Unix, seconds)."""
+    def log_since(self, container: str, since: float) -> str:
+        """What a container wrote to standard error after a time (Unix, seconds).
+
+        Without a limit of lines: the engine counts those of standard output, too.
+        """
         with engine_words(f"read the log of {container}"):
-            log: bytes = self.api.logs(container, stdout=False, since=since, tail=lines)
+            log: bytes = self.api.logs(container, stdout=False, since=since)
             return log.decode(errors="replace")
 
 
