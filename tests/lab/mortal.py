@@ -14,7 +14,6 @@ import json
 import os
 import signal
 import sqlite3
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -162,4 +161,4 @@ deploy = flows.deploy.deploy
 if __name__ == "__main__":
     from flows.cli import main
 
-    sys.exit(main())
+    main()
