@@ -32,6 +32,15 @@ def load(name: str, file: Path = FILE) -> App:
     return parse(described[name])
 
 
+def load_all(file: Path = FILE) -> tuple[App, ...]:
+    """Every app of the inventory.
+
+    Raises:
+        BadInput: no such file, or a description is wrong.
+    """
+    return tuple(parse(app) for app in _described(file).values())
+
+
 def _described(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}

@@ -3,110 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
-import statistics
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
 from flows.recover import recover
-from tasks.bluegreen.recovery import plan_recovery
-from tasks.observe import observe
 from tests.lab.command import Command
-from tests.lab.mortal import STEPS
+from tests.lab.deaths import MOMENTS, STEPS_OF_A_DEPLOY, Deaths
 from tests.lab.server import Server
 from tests.lab.shop import Shop, free_port
 
-ROOT = Path(__file__).parents[1]
-MORTAL = (sys.executable, "-m", "tests.lab.mortal")
-STEPS_OF_A_DEPLOY = [name for name in STEPS if name not in ("roll-back", "put-right")]
-MOMENTS = list(itertools.product(STEPS_OF_A_DEPLOY, ("before", "after")))
 WAYS = ("SIGKILL", "SIGTERM", "exception", "task time-out", "flow time-out")
 AWAY = ("server killed", "server silent", "database locked")
-KINDS = ("get", "fresh", "post")
-
-
-class Case(NamedTuple):
-    """What became of one death."""
-
-    what: str
-    code: int
-    seconds: float  # from the death until all is clean
-    requests: int
-    lost: int
-
-
-class Deaths:
-    """Deploys that die, one after the other, of one shop."""
-
-    def __init__(self, command: Command, folder: Path) -> None:
-        self.command, self.shop = command, command.shop
-        self.told = folder / "told"
-        self.command.environment |= {"MORTAL": str(self.told), "PYTHONPATH": str(ROOT)}
-        self.cases: list[Case] = []
-        self.shop.deploy("zero")
-
-    def die(self, way: str, code: int | None = None, **told: Any) -> Case:
-        """One deploy that dies as told; then recovery, on its own, and a look from outside."""
-        shop, before = self.shop, self.shop.live()
-        number = len(self.cases) + 1
-        self.told.write_text(json.dumps({"way": way, "when": "before", **told}))
-        self.command.describe(environment={"RELEASE": f"{number}"}, verify={"bake_time": 1})
-        with shop.visitors(rate=100, kinds=KINDS) as heard:
-            process = self.command.start("deploy", shop.name, program=MORTAL)
-            try:
-                _, err = process.communicate(timeout=120)
-            finally:
-                process.kill()
-            ended = time.monotonic()
-            recover(shop.name, wait=20)
-            seconds = time.monotonic() - ended
-        case = Case(f"{way} {told}", process.returncode, seconds, heard.requests, heard.lost)
-        self.cases.append(case)
-        assert heard.lost == 0, (case, heard.losses, err)
-        assert set(heard.releases) <= {f"{number}", *self.releases()}, (case, heard.releases)
-        assert "Traceback" not in err or way == "SIGKILL", err
-        ensure_clean(shop)
-        if process.returncode == 0:
-            assert shop.releases() == {f"{number}"}, (case, err)
-        elif process.returncode == 1:
-            assert shop.live() == before or "Cleanup is pending" in err, (case, err)
-        else:
-            assert process.returncode == -signal.SIGKILL, (case, err)
-        return case
-
-    def releases(self) -> set[str]:
-        """What the live release and those before it call themselves."""
-        return {"zero", *(str(number) for number in range(1, len(self.cases) + 1))}
-
-    def tell(self) -> None:
-        """The figures, for whoever runs pytest with -s."""
-        seconds = [case.seconds for case in self.cases]
-        print(
-            f"\n{len(self.cases)} deaths, {sum(c.requests for c in self.cases)} requests, "
-            f"{sum(c.lost for c in self.cases)} lost; clean after {statistics.median(seconds):.1f} "
-            f"s (median), {max(seconds):.1f} s (worst)"
-        )
-
-
-def ensure_clean(shop: Shop) -> None:
-    """From outside: one release serves, runs alone, and nothing is left to be put right."""
-    number = shop.live()
-    assert number is not None
-    running = {name for name, state in shop.containers().items() if state == "running"}
-    assert running == {f"{number}-1", f"{number}-2"}
-    assert len(shop.containers()) <= 4
-    assert not plan_recovery(observe.fn(shop.name)).needed
-    assert "successful" in shop.exec("nginx -t -c /etc/nginx/nonstop/nginx.conf 2>&1")
-    files = shop.exec("cd /etc/nginx/nonstop/sites && find . -type f | sort").split()
-    assert set(files) <= {f"./nonstop-{shop.name}.conf", f"./.nonstop-{shop.name}.conf.before"}
 
 
 @contextmanager

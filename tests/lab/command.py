@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_API_URL
 from flows.inventory import ENTRYPOINT
 from tests.lab.shop import Shop
 
-NONSTOP = Path(sys.executable).parent / "nonstop"
+BIN = Path(sys.executable).parent
 Process = subprocess.Popen[str]
 
 
@@ -34,7 +34,9 @@ class Command:
         entry = {"name": "shop", "entrypoint": ENTRYPOINT, "parameters": {"app": app}}
         self.file.write_text(yaml.safe_dump({"deployments": [entry]}))
 
-    def start(self, *arguments: str, program: tuple[str | Path, ...] = (NONSTOP,)) -> Process:
+    def start(
+        self, *arguments: str, program: tuple[str | Path, ...] = (BIN / "nonstop",)
+    ) -> Process:
         """The running command, in the inventory's directory."""
         return subprocess.Popen(
             [*program, *arguments],
