@@ -50,10 +50,14 @@ def examine(apps: Sequence[App]) -> Iterator[Finding]:
         return
     with engine:
         yield from _guarded("engine", partial(_engine, engine))
+        broken = set()
         for proxy in {app.proxy.container: app.proxy for app in apps}.values():
-            yield from _guarded(proxy.container, partial(_proxy, engine, proxy))
+            for finding in _guarded(proxy.container, partial(_proxy, engine, proxy)):
+                yield finding
+                broken |= {finding.where} if finding.level == "problem" else set()
         for app in apps:
-            yield from _guarded(app.name, partial(_app, engine, app))
+            look = _described if app.proxy.container in broken else _app
+            yield from _guarded(app.name, partial(look, engine, app))
 
 
 def _guarded(where: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -166,15 +170,19 @@ def _room(engine: Engine, where: str, look: Look) -> Iterator[Finding]:
         )
 
 
-def _app(engine: Engine, app: App) -> Iterator[Finding]:
+def _described(engine: Engine, app: App) -> Iterator[Finding]:
     ensure_described_well(engine, app, lambda _: MASK)
     ranges(engine, app.proxy)
+    yield Finding(app.name, "is described well")
+
+
+def _app(engine: Engine, app: App) -> Iterator[Finding]:
+    yield from _described(engine, app)
     if app.proxy.image is not None and engine.inspect(app.proxy.container) is None:
-        yield Finding(app.name, "is described well")
         return
     look = ensure_site_loads(Nginx(engine, app.proxy), app)
     ensure_room(engine, app, look.free, pulls=app.pull_policy != "never")
-    yield Finding(app.name, "is described well, and nginx takes its site")
+    yield Finding(app.name, "nginx takes its site")
     site = render_site(app, 0, NOWHERE[: app.replicas], look.version).text
     if look.version >= KEEPS and "keepalive_min_timeout" not in site:
         yield Finding(

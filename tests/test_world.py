@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tasks.bluegreen.errors import Unavailable
 from tests.lab.command import Command
 from tests.lab.deaths import MOMENTS, Deaths
 from tests.lab.images import PROXY
@@ -81,6 +82,17 @@ class World:
         self.machine.process.send_signal(signal.SIGSTOP)
         threading.Timer(4, self.machine.process.send_signal, (signal.SIGCONT,)).start()
 
+    def client_hangs(self) -> None:
+        """Every question to nginx in its container is never answered."""
+        self.shop.exec(
+            "mv /usr/bin/curl /usr/bin/curl.real; printf '#!/bin/sh\\nexec sleep 1000\\n' "
+            "> /usr/bin/curl; chmod +x /usr/bin/curl"
+        )
+
+    def client_is_back(self) -> None:
+        """They are, again."""
+        self.shop.exec("mv /usr/bin/curl.real /usr/bin/curl; pkill -x sleep")
+
     def host_reboots(self) -> None:
         """Everything dies at once, the deploy too."""
         self.machine.reboot()
@@ -90,11 +102,11 @@ class World:
 @pytest.fixture
 def make_world(
     prefect: None, api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[bool], World]]:
+) -> Iterator[Callable[..., World]]:
     machines: list[Machine] = []
 
-    def make(live_restore: bool) -> World:
-        machine = Machine(tmp_path, live_restore=live_restore)
+    def make(live_restore: bool, disk: str = "") -> World:
+        machine = Machine(tmp_path, live_restore=live_restore, disk=disk)
         machines.append(machine.__enter__())
         machine.load(api, "hello:v1", "hello:v2", PROXY)
         monkeypatch.setenv("DOCKER_HOST", machine.url)
@@ -128,6 +140,40 @@ BREAKS = [  # what breaks, whether containers survive the engine, what may be lo
 @pytest.mark.long
 @pytest.mark.parametrize(("breaks", "live_restore", "lost"), BREAKS)
 def test_whatever_breaks_at_whatever_step_one_release_serves_afterwards(
-    make_world: Callable[[bool], World], breaks: str, live_restore: bool, lost: int
+    make_world: Callable[..., World], breaks: str, live_restore: bool, lost: int
 ) -> None:
     break_at(make_world(live_restore), breaks, MOMENTS, lost)
+
+
+@pytest.mark.long
+def test_a_disk_that_is_full_is_refused_or_rolled_back(make_world: Callable[..., World]) -> None:
+    world = make_world(True, disk="1200m")
+    machine, deaths, shop = world.machine, world.deaths, world.shop
+    for step, when in (("start-green", "before"), ("reload-nginx", "before")):
+        case = deaths.die("disk full", machine.fill, mend=machine.free, step=step, when=when)
+        assert case.code == 1
+    before = shop.containers(), shop.sites()
+    machine.fill()
+    try:
+        with pytest.raises(Unavailable, match=r"0 MiB are free .* needs about 256 MiB") as caught:
+            shop.deploy("two")
+        assert caught.value.outcome == "refused"
+    finally:
+        machine.free()
+    assert (shop.containers(), shop.sites()) == before
+    shop.deploy("two")
+    assert shop.releases() == {"two"}
+
+
+@pytest.mark.long
+def test_a_command_that_never_ends_ends_a_deploy_in_bounded_time(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(True)
+    for step, code in (("reload-nginx", 3), ("teardown-blue", 0)):
+        began = time.monotonic()
+        case = world.deaths.die(
+            "hangs", world.client_hangs, mend=world.client_is_back, step=step, when="before"
+        )
+        assert case.code == code
+        assert time.monotonic() - began < 240

@@ -48,7 +48,12 @@ class Deaths:
         self.shop.deploy("zero")
 
     def die(
-        self, way: str, meddle: Callable[[], object] | None = None, lost: int = 0, **told: Any
+        self,
+        way: str,
+        meddle: Callable[[], object] | None = None,
+        lost: int = 0,
+        mend: Callable[[], object] | None = None,
+        **told: Any,
     ) -> Case:
         """One deploy that dies as told; then recovery, on its own, and a look from outside.
 
@@ -56,6 +61,7 @@ class Deaths:
             way: what `mortal.py` does, or any word that tells what `meddle` does.
             meddle: breaks the world when the moment has come.
             lost: requests that may be lost.
+            mend: puts the world in order again after the deploy has ended.
             told: the moment.
         """
         shop, before = self.shop, self.shop.live()
@@ -75,6 +81,8 @@ class Deaths:
                 _, err = process.communicate(timeout=PATIENCE)
             finally:
                 process.kill()
+            if mend is not None:
+                mend()
             ended = time.monotonic()
             recover(shop.name, wait=60)
             seconds = time.monotonic() - ended
@@ -95,6 +103,8 @@ class Deaths:
             assert shop.releases() == {f"{number}"}, (case, err)
         elif process.returncode in (1, 2):
             assert shop.live() == before or "Cleanup is pending" in err, (case, err)
+        elif process.returncode == 3:
+            assert "A person has to look" in " ".join(err.split()), (case, err)
         else:
             assert process.returncode == -signal.SIGKILL, (case, err)
         return case

@@ -162,6 +162,16 @@ class Machine:
             found |= more
         return found
 
+    def fill(self) -> None:
+        """The disk has no byte left."""
+        with suppress(OSError), (self.data / "ballast").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 16))
+
+    def free(self) -> None:
+        """It has, again."""
+        (self.data / "ballast").unlink(missing_ok=True)
+
     def load(self, api: Any, *images: str) -> None:
         """The machine's engine has these images of another engine."""
         archive = self.folder / "images.tar"
