@@ -14,13 +14,11 @@ import pytest
 
 from tasks.bluegreen.errors import Unavailable
 from tests.lab.command import Command
-from tests.lab.deaths import MOMENTS, Deaths
+from tests.lab.deaths import STEPS_OF_A_DEPLOY, Deaths
 from tests.lab.images import PROXY
 from tests.lab.machine import Machine
 from tests.lab.nginx import until_it_answers
 from tests.lab.shop import Shop
-
-FEW = [("start-green", "after"), ("reload-nginx", "after"), ("verify-traffic", "after")]
 
 
 class World:
@@ -142,7 +140,8 @@ BREAKS = [  # what breaks, whether containers survive the engine, what may be lo
 def test_whatever_breaks_at_whatever_step_one_release_serves_afterwards(
     make_world: Callable[..., World], breaks: str, live_restore: bool, lost: int
 ) -> None:
-    break_at(make_world(live_restore), breaks, MOMENTS, lost)
+    moments = [(step, "before") for step in STEPS_OF_A_DEPLOY] + [("teardown-blue", "after")]
+    break_at(make_world(live_restore), breaks, moments, lost)
 
 
 @pytest.mark.long

@@ -78,17 +78,9 @@ class Machine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for container in self.api.containers(all=True):
-            self.api.remove_container(container["Id"], force=True, v=True)
         self.api.close()
-        self.stop(signal.SIGTERM)
-        self.kill()
-        run("ip", "netns", "delete", self.name)
-        subprocess.run(["ip", "link", "delete", "nslab0"], capture_output=True, check=False)
-        for place in (self.data, self.state):
-            while os.path.ismount(place):  # by us, or by the engine
-                run("umount", "--lazy", place)
-            shutil.rmtree(place)
+        sweep(self.name)
+        self.process.wait(60)
 
     def start(self) -> None:
         """The engine answers."""
@@ -136,31 +128,11 @@ class Machine:
 
     def reboot(self) -> None:
         """Every process of the machine was killed at once, then the engine started again."""
-        self.stop(signal.SIGKILL)
-        self.kill()
+        kill(self.name)
+        self.process.wait(60)
         shutil.rmtree(self.state)
         self.state.mkdir()
         self.start()
-
-    def kill(self) -> None:
-        """No process or mount of the machine is left; its disk, where it has one, stays mounted."""
-        while pids := self.processes():
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
-        places = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-        for place in reversed(places):
-            if place.startswith((f"{self.data}/", f"{self.state}/")):
-                run("umount", "--lazy", place)
-
-    def processes(self) -> set[int]:
-        """Ids of containerd, its shims, and what those have started."""
-        every = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-        found = {pid for pid in every if str(self.state) in command_line(pid)}
-        while more := {pid for pid in every if parent(pid) in found} - found:
-            found |= more
-        return found
 
     def fill(self) -> None:
         """The disk has no byte left."""
@@ -185,6 +157,44 @@ class Machine:
         with archive.open("rb") as file:
             self.api.load_image(file)
         archive.unlink()
+
+
+def sweep(name: str) -> None:
+    """Nothing is left of the machine of that name, also of one whose test was killed."""
+    kill(name)
+    for command in (("netns", "delete", name), ("link", "delete", "nslab0")):
+        subprocess.run(["ip", *command], capture_output=True, check=False)
+    unmount(f"/var/lib/{name}")  # by us, or by the engine itself
+    for place in (Path("/var/lib") / name, Path("/run") / name):
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def kill(name: str) -> None:
+    """No process or mount of the machine is left; its disk, where it has one, stays mounted."""
+    while pids := processes(f"/run/{name}/"):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+    unmount(f"/var/lib/{name}/")
+    unmount(f"/run/{name}/")
+
+
+def unmount(prefix: str) -> None:
+    """Nothing is mounted at a place that starts so."""
+    places = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for place in reversed(places):
+        if place.startswith(prefix):
+            run("umount", "--lazy", place)
+
+
+def processes(place: str) -> set[int]:
+    """Ids of the processes that name this place in their command, and of all they have started."""
+    every = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    found = {pid for pid in every if place in command_line(pid)} - {os.getpid()}
+    while more := {pid for pid in every if parent(pid) in found} - found:
+        found |= more
+    return found
 
 
 def command_line(pid: int) -> str:
