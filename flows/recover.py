@@ -50,7 +50,11 @@ def recover(app: str | None = None, wait: float = 0) -> list[Report]:
 
 
 def _recover_one(app: str, wait: float) -> Report:
-    proxy = observe(app).releases[-1].settings.proxy
+    seen = observe(app)
+    proxy = seen.releases[-1].settings.proxy
+    if not seen.proxy_since:
+        message = f"{app}: nothing to put right, its proxy {proxy.container} is not there."
+        return Report(outcome="succeeded", app=app, message=message)
     try:
         with locked(app, proxy, wait) as holder:
             seen = observe(app, proxy)
