@@ -69,11 +69,17 @@ def deploy_command(
     app: Name,
     image: Image = None,
     wait: Wait = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Deploy also what serves already.")
+    ] = False,
     file: Inventory = FILE,
     as_json: AsJson = False,
 ) -> None:
-    """Replace the live release of APP by a new one; after any failure go back by itself."""
-    _run(app, as_json, lambda: deploy(load(app, file), image, wait))
+    """Replace the live release of APP by a new one; after any failure go back by itself.
+
+    When image, environment and settings are what serves already, nothing is done.
+    """
+    _run(app, as_json, lambda: deploy(load(app, file), image, wait, force))
 
 
 @command.command("rollback")

@@ -10,11 +10,13 @@ from prefect.runtime import flow_run
 
 from flows.interrupts import Interrupts
 from flows.recover import recover_afterwards, recovered
+from flows.reported import reported
 from flows.way_back import WayBack, retire
 from tasks.bluegreen.app import App, with_image
 from tasks.bluegreen.errors import NonstopError
 from tasks.bluegreen.model import Observed, Plan, Report
 from tasks.bluegreen.plan import plan_deploy, plan_rollback
+from tasks.compare import compare
 from tasks.health_check import health_check
 from tasks.locked import locked
 from tasks.observe import observe
@@ -32,22 +34,26 @@ HOURS = 3600
     name="deploy",
     timeout_seconds=3 * HOURS,
     persist_result=False,
+    validate_parameters=False,  # `reported` does, and says in words what is wrong
     on_crashed=[recover_afterwards],
     on_cancellation=[recover_afterwards],
 )
-def deploy(app: App, image: str | None = None, wait: float = 0) -> Report:
+@reported
+def deploy(app: App, image: str | None = None, wait: float = 0, force: bool = False) -> Report:
     """Replace an app's live release by a new one; visitors notice nothing.
 
     Args:
         app: What runs, how it is reached, and when it is good.
         image: Image to deploy instead of the app's own; empty: the app's own.
         wait: Seconds to wait for another run of this app; 0: give up at once.
+        force: Deploy also when image, environment and settings are what serves already.
     """
-    STEPS.set([])
     app = with_image(app, image)
     preflight(app)
     with locked(app.name, app.proxy, wait) as holder:
         seen = recovered(observe(app.name, app.proxy), app.proxy, holder)
+        if not force and not compare(app, seen):
+            return unchanged(seen)
         return replace(plan_deploy(app, seen, holder, str(flow_run.id or "")))
 
 
@@ -55,9 +61,11 @@ def deploy(app: App, image: str | None = None, wait: float = 0) -> Report:
     name="rollback",
     timeout_seconds=3 * HOURS,
     persist_result=False,
+    validate_parameters=False,  # `reported` does, and says in words what is wrong
     on_crashed=[recover_afterwards],
     on_cancellation=[recover_afterwards],
 )
+@reported
 def rollback(app: str, to: int | None = None, wait: float = 0) -> Report:
     """Return to an earlier release: its image, environment and settings, under a new number.
 
@@ -66,7 +74,6 @@ def rollback(app: str, to: int | None = None, wait: float = 0) -> Report:
         to: Number of the release to return to; empty: the one before the live one.
         wait: Seconds to wait for another run of this app; 0: give up at once.
     """
-    STEPS.set([])
     seen = observe(app)
     kept = plan_rollback(seen, to).app
     preflight(kept, rollback=True)
@@ -91,6 +98,22 @@ def replace(plan: Plan) -> Report:
             reload_nginx(plan, site)
             verified = verify_traffic(plan, replicas)
         return retire(plan, verified)
+
+
+def unchanged(seen: Observed) -> Report:
+    """Nothing was done: the live release is what is wanted."""
+    number = seen.live.number if seen.live else 0
+    live = seen.release(number)
+    return Report(
+        outcome="succeeded",
+        app=seen.app,
+        release=number,
+        image=live.image if live else "",
+        blue=number,
+        steps=tuple(STEPS.get() or ()),
+        changed=False,
+        message=f"Unchanged: release {number} of {seen.app} serves already.",
+    )
 
 
 def returned_by_recovery(before: Observed, now: Observed, to: int | None) -> Report | None:

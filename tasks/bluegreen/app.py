@@ -49,11 +49,11 @@ def with_image(app: App, image: str | None) -> App:
     return parse(app.model_dump() | {"image": image}) if image else app
 
 
-def complaints(error: ValidationError) -> str:
+def complaints(error: ValidationError, *inside: str) -> str:
     """What pydantic found, as `field: what is wrong (what was given)`, without secrets."""
     found = []
     for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"])
+        where = ".".join(str(part) for part in (*inside, *item["loc"]))
         said = item["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
         said = "there is no such field" if item["type"] == "extra_forbidden" else said
         said = said[:1].lower() + said[1:] if said.startswith(("Input", "Extra", "Field")) else said

@@ -232,5 +232,8 @@ class Report(Frozen):
     verified: Verified | None = None
     drained: Drained | None = None
     cleanup: Literal["done", "pending"] = "done"
+    changed: bool = Field(
+        default=True, description="Whether anything was done; not, when it served already."
+    )
     message: str = Field(description="What happened and who serves now, in a sentence or two.")
     evidence: str = Field(default="", description="Lines that show why it failed.")
