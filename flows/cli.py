@@ -29,6 +29,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from flows.account import sentence
 from flows.deploy import deploy, rollback
 from flows.doctor import examine
 from flows.inventory import FILE, load, load_all
@@ -79,7 +80,11 @@ def deploy_command(
 
     When image, environment and settings are what serves already, nothing is done.
     """
-    _run(app, as_json, lambda: deploy(load(app, file), image, wait, force))
+    _run(
+        app,
+        as_json,
+        lambda: deploy(image or "", app=load(app, file), force=force, wait=wait),
+    )
 
 
 @command.command("rollback")
@@ -188,13 +193,10 @@ def _outcomes(app: str, as_json: bool) -> Iterator[None]:
     try:
         yield
     except (NonstopError, KeyboardInterrupt, TerminationSignal) as failure:
-        outcome: Outcome
+        outcome: Outcome = "failed"
+        evidence, message = "", sentence(failure)
         if isinstance(failure, NonstopError):
             outcome, evidence = failure.outcome, failure.evidence
-            message = " ".join(part for part in (failure.what, failure.serves) if part)
-        else:
-            outcome, evidence = "failed", ""
-            message = " ".join(["Interrupted.", *_notes(failure)])
         if as_json:
             report = Report(
                 outcome=outcome,
@@ -207,13 +209,6 @@ def _outcomes(app: str, as_json: bool) -> Iterator[None]:
         else:
             print_failure(outcome, message, evidence)
         sys.exit(EXIT_CODES[outcome])
-
-
-def _notes(failure: BaseException | None) -> Iterator[str]:
-    """What a run that was interrupted said of who serves."""
-    while failure is not None:
-        yield from getattr(failure, "__notes__", ())
-        failure = failure.__context__
 
 
 @contextmanager

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+from typing import Annotated
 
 from prefect import flow
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from pydantic import Field
 
+from flows.account import note
 from flows.interrupts import Interrupts
+from flows.names import deploy_name, rollback_name
 from flows.recover import recover_afterwards, recovered
 from flows.reported import reported
 from flows.way_back import WayBack, retire
-from tasks.bluegreen.app import App, with_image
+from tasks.bluegreen.app import NAME, App, with_image
 from tasks.bluegreen.errors import NonstopError
 from tasks.bluegreen.model import Observed, Plan, Report
 from tasks.bluegreen.plan import plan_deploy, plan_rollback
+from tasks.bluegreen.unchanged import changes
 from tasks.compare import compare
 from tasks.health_check import health_check
 from tasks.locked import locked
@@ -32,6 +37,7 @@ HOURS = 3600
 
 @flow(
     name="deploy",
+    flow_run_name=deploy_name,
     timeout_seconds=3 * HOURS,
     persist_result=False,
     validate_parameters=False,  # `reported` does, and says in words what is wrong
@@ -39,14 +45,20 @@ HOURS = 3600
     on_cancellation=[recover_afterwards],
 )
 @reported
-def deploy(app: App, image: str | None = None, wait: float = 0, force: bool = False) -> Report:
+def deploy(
+    image: str = "",
+    *,
+    app: App,
+    force: bool = False,
+    wait: Annotated[float, Field(ge=0, le=HOURS)] = 0.0,
+) -> Report:
     """Replace an app's live release by a new one; visitors notice nothing.
 
     Args:
+        image: Image to deploy, like registry.example.com/shop:1.5; empty: the app's own.
         app: What runs, how it is reached, and when it is good.
-        image: Image to deploy instead of the app's own; empty: the app's own.
-        wait: Seconds to wait for another run of this app; 0: give up at once.
         force: Deploy also when image, environment and settings are what serves already.
+        wait: Seconds to wait for another run of this app; 0: give up at once.
     """
     app = with_image(app, image)
     preflight(app)
@@ -54,11 +66,12 @@ def deploy(app: App, image: str | None = None, wait: float = 0, force: bool = Fa
         seen = recovered(observe(app.name, app.proxy), app.proxy, holder)
         if not force and not compare(app, seen):
             return unchanged(seen)
-        return replace(plan_deploy(app, seen, holder, str(flow_run.id or "")))
+        return replace(plan_deploy(app, seen, holder, str(flow_run.id or "")), seen)
 
 
 @flow(
     name="rollback",
+    flow_run_name=rollback_name,
     timeout_seconds=3 * HOURS,
     persist_result=False,
     validate_parameters=False,  # `reported` does, and says in words what is wrong
@@ -66,7 +79,11 @@ def deploy(app: App, image: str | None = None, wait: float = 0, force: bool = Fa
     on_cancellation=[recover_afterwards],
 )
 @reported
-def rollback(app: str, to: int | None = None, wait: float = 0) -> Report:
+def rollback(
+    app: Annotated[str, Field(pattern=NAME)],
+    to: int | None = None,
+    wait: Annotated[float, Field(ge=0, le=HOURS)] = 0.0,
+) -> Report:
     """Return to an earlier release: its image, environment and settings, under a new number.
 
     Args:
@@ -81,11 +98,12 @@ def rollback(app: str, to: int | None = None, wait: float = 0) -> Report:
         now = recovered(observe(app, kept.proxy), kept.proxy, holder)
         if returned := returned_by_recovery(seen, now, to):
             return returned
-        return replace(plan_rollback(now, to, holder, str(flow_run.id or "")))
+        return replace(plan_rollback(now, to, holder, str(flow_run.id or "")), now)
 
 
-def replace(plan: Plan) -> Report:
+def replace(plan: Plan, seen: Observed) -> Report:
     """Green instead of blue; or, after any failure, blue as before and the failure raised."""
+    note(plan=plan)
     get_run_logger().info(
         "%s: release %d replaces %s", plan.app.name, plan.green, plan.blue or "nothing"
     )
@@ -93,6 +111,8 @@ def replace(plan: Plan) -> Report:
         with WayBack(plan, interrupts) as way:
             replicas = start_green(plan)
             way.touched = True
+            blue = seen.release(plan.blue or 0)
+            note(changes=changes(blue, plan.app, replicas[0].image_id))
             health_check(plan, replicas)
             site = render_config(plan, replicas)
             reload_nginx(plan, site)

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import functools
 import inspect
+from asyncio import CancelledError
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ParamSpec, cast
+from uuid import UUID
 
+import httpx
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort, Pause, TerminationSignal
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from pydantic import TypeAdapter, ValidationError
 
+from flows.account import begin, completed, failed
+from flows.artifact import publish
+from flows.names import app_name
 from tasks.bluegreen.app import complaints
 from tasks.bluegreen.errors import BadInput, NonstopError, Outcome
 from tasks.bluegreen.model import Report
-from tasks.step import STEPS
 
 P = ParamSpec("P")
 
@@ -33,15 +42,29 @@ def reported(story: Callable[P, Report]) -> Callable[P, Report]:
 
     @functools.wraps(story)
     def run(*args: P.args, **kwargs: P.kwargs) -> State[Any]:
-        STEPS.set([])
+        given = signature.bind(*args, **kwargs)
+        app = app_name(given.arguments.get("app"))
+        begin(app)
+        if app:
+            tag(app)
+        state: State[Any]
         try:
-            given = signature.bind(*args, **kwargs)
             given.arguments.update(understood(kinds, given.arguments))
-            report = story(*given.args, **given.kwargs)
+            report = completed(story(*given.args, **given.kwargs))
         except NonstopError as failure:
-            return ended(failure)
-        name = "Completed" if report.changed else "Unchanged"
-        return Completed(name=name, message=report.message, data=report)
+            get_run_logger().error("%s", failure)
+            report = failed(failure)
+            state = Failed(name=NAMES[failure.outcome], message=report.message, data=failure)
+        except (Abort, Pause):
+            raise
+        except (KeyboardInterrupt, CancelledError, TerminationSignal) as interrupt:
+            publish(failed(interrupt))
+            raise
+        else:
+            name = "Completed" if report.changed else "Unchanged"
+            state = Completed(name=name, message=report.message, data=report)
+        publish(report)
+        return state
 
     run.__signature__ = signature  # type: ignore[attr-defined]  # of types, not of their names
     return cast("Callable[P, Report]", run)
@@ -64,9 +87,8 @@ def understood(kinds: dict[str, TypeAdapter[Any]], given: dict[str, Any]) -> dic
     return values
 
 
-def ended(failure: NonstopError) -> State[Any]:
-    """The state of a run that did not do what was asked; its evidence is in the log."""
-    log = get_run_logger()
-    log.error("%s", failure)
-    message = " ".join(part for part in (failure.what, failure.serves) if part)
-    return Failed(name=NAMES[failure.outcome], message=message, data=failure)
+def tag(app: str) -> None:
+    """The run can be found by its app, however it was started."""
+    tags = {*flow_run.tags, f"app:{app}"}
+    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(str(flow_run.id)), tags=tags)

@@ -139,7 +139,7 @@ def test_without_a_server_the_history_is_there_when_one_is_started(
         server.terminate()
         server.wait(60)
     assert [run["state_name"] for run in runs] == ["Completed"]
-    names = {step["name"].rpartition("-")[0] for step in steps}
+    names = {step["name"].partition(" ")[0] for step in steps}
     assert {"start-green", "health-check", "reload-nginx", "teardown-blue"} <= names
 
 

@@ -235,5 +235,7 @@ class Report(Frozen):
     changed: bool = Field(
         default=True, description="Whether anything was done; not, when it served already."
     )
+    changes: tuple[str, ...] = Field(default=(), description="What it changed, or tried to.")
+    notes: tuple[str, ...] = Field(default=(), description="What else was decided, and by whom.")
     message: str = Field(description="What happened and who serves now, in a sentence or two.")
     evidence: str = Field(default="", description="Lines that show why it failed.")

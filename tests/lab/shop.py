@@ -81,7 +81,7 @@ class Shop:
         `force=False` among the changes: what serves is not deployed again.
         """
         force = bool(changes.pop("force", True))
-        report: Report = deploy(self.app(release, **changes), wait=10, force=force)
+        report: Report = deploy(app=self.app(release, **changes), wait=10, force=force)
         assert report.release == self.live()
         return report
 
