@@ -42,8 +42,8 @@ def completed(report: Report) -> Report:
     return report.model_copy(update={"changes": account.changes, "notes": account.notes})
 
 
-def failed(failure: BaseException) -> Report:
-    """The report of a run that did not."""
+def failed(failure: BaseException, interrupted: str = "Interrupted.") -> Report:
+    """The report of a run that did not; an interrupt is told with these words."""
     account = ACCOUNT.get()
     plan = account.plan
     outcome: Outcome = "failed"
@@ -58,16 +58,16 @@ def failed(failure: BaseException) -> Report:
         steps=tuple(STEPS.get() or ()),
         changes=account.changes,
         notes=account.notes,
-        message=sentence(failure),
+        message=sentence(failure, interrupted),
         evidence=evidence,
     )
 
 
-def sentence(failure: BaseException) -> str:
+def sentence(failure: BaseException, interrupted: str = "Interrupted.") -> str:
     """What happened and who serves now."""
     if isinstance(failure, NonstopError):
         return " ".join(part for part in (failure.what, failure.serves) if part)
-    return " ".join(["Interrupted.", *_notes(failure)])
+    return " ".join([interrupted, *_notes(failure)])
 
 
 def _notes(failure: BaseException | None) -> Iterator[str]:

@@ -15,19 +15,19 @@ from tasks.bluegreen.site import TEMPLATES
 TEMPLATE = "report.md.j2"
 
 
-def publish(report: Report) -> None:
+def publish(report: Report, outcome: str) -> None:
     """The report is in the UI; a server that is away costs the report, never the deploy."""
     if not report.app:
         return
     try:
         create_markdown_artifact(
-            markdown(report), key=f"report-{report.app}", description=report.message
+            markdown(report, outcome), key=f"report-{report.app}", description=report.message
         )
     except (httpx.HTTPError, RuntimeError) as error:
         get_run_logger().warning("The report could not be kept in Prefect: %s", error)
 
 
-def markdown(report: Report) -> str:
+def markdown(report: Report, outcome: str) -> str:
     """A report as people read it: outcome first, the next command last."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -39,4 +39,4 @@ def markdown(report: Report) -> str:
     environment.filters["plain"] = lambda text: text.replace("&", "&amp;").replace("<", "&lt;")
     longest = max(map(len, re.findall("`+", report.evidence)), default=0)
     template = environment.get_template(TEMPLATE)
-    return template.render(report=report, fence="`" * max(3, longest + 1))
+    return template.render(report=report, outcome=outcome, fence="`" * max(3, longest + 1))

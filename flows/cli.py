@@ -45,6 +45,7 @@ from flows.report import (
     print_report,
     print_status,
 )
+from flows.windows import schedule
 from tasks.bluegreen.app import with_image
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.environment import MASK
@@ -73,6 +74,12 @@ def deploy_command(
     force: Annotated[
         bool, typer.Option("--force", help="Deploy also what serves already.")
     ] = False,
+    override: Annotated[
+        str, typer.Option(metavar="REASON", help="Deploy outside the release windows.")
+    ] = "",
+    at: Annotated[
+        str, typer.Option(metavar="TIME", help="Have the server do it later, like 03:00.")
+    ] = "",
     file: Inventory = FILE,
     as_json: AsJson = False,
 ) -> None:
@@ -80,10 +87,15 @@ def deploy_command(
 
     When image, environment and settings are what serves already, nothing is done.
     """
+    if at:
+        with _outcomes(app, as_json):
+            said = schedule(load(app, file), at, image=image or "", force=force, override=override)
+        print_json({"app": app, "message": said}) if as_json else typer.echo(said)
+        return
     _run(
         app,
         as_json,
-        lambda: deploy(image or "", app=load(app, file), force=force, wait=wait),
+        lambda: deploy(image or "", app=load(app, file), force=force, override=override, wait=wait),
     )
 
 

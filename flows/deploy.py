@@ -16,6 +16,7 @@ from flows.names import deploy_name, rollback_name
 from flows.recover import recover_afterwards, recovered
 from flows.reported import reported
 from flows.way_back import WayBack, retire
+from flows.windows import ensure_in_window
 from tasks.bluegreen.app import NAME, App, with_image
 from tasks.bluegreen.errors import NonstopError
 from tasks.bluegreen.model import Observed, Plan, Report
@@ -50,6 +51,7 @@ def deploy(
     *,
     app: App,
     force: bool = False,
+    override: str = "",
     wait: Annotated[float, Field(ge=0, le=HOURS)] = 0.0,
 ) -> Report:
     """Replace an app's live release by a new one; visitors notice nothing.
@@ -58,9 +60,12 @@ def deploy(
         image: Image to deploy, like registry.example.com/shop:1.5; empty: the app's own.
         app: What runs, how it is reached, and when it is good.
         force: Deploy also when image, environment and settings are what serves already.
+        override: Reason to deploy outside the app's release windows, kept in the report; empty: a
+            request outside waits for the next opening.
         wait: Seconds to wait for another run of this app; 0: give up at once.
     """
     app = with_image(app, image)
+    ensure_in_window(app, override)
     preflight(app)
     with locked(app.name, app.proxy, wait) as holder:
         seen = recovered(observe(app.name, app.proxy), app.proxy, holder)

@@ -16,14 +16,14 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, Pause, TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled, Completed, Failed
 from pydantic import TypeAdapter, ValidationError
 
 from flows.account import begin, completed, failed
 from flows.artifact import publish
 from flows.names import app_name
 from tasks.bluegreen.app import complaints
-from tasks.bluegreen.errors import BadInput, NonstopError, Outcome
+from tasks.bluegreen.errors import BadInput, NonstopError, Outcome, Postponed
 from tasks.bluegreen.model import Report
 
 P = ParamSpec("P")
@@ -51,6 +51,9 @@ def reported(story: Callable[P, Report]) -> Callable[P, Report]:
         try:
             given.arguments.update(understood(kinds, given.arguments))
             report = completed(story(*given.args, **given.kwargs))
+        except Postponed as answer:
+            report = failed(answer)
+            state = Completed(name="Postponed", message=report.message, data=report)
         except NonstopError as failure:
             get_run_logger().error("%s", failure)
             report = failed(failure)
@@ -58,16 +61,30 @@ def reported(story: Callable[P, Report]) -> Callable[P, Report]:
         except (Abort, Pause):
             raise
         except (KeyboardInterrupt, CancelledError, TerminationSignal) as interrupt:
-            publish(failed(interrupt))
-            raise
+            if not is_cancelled():
+                publish(failed(interrupt), "interrupted")
+                raise
+            report = failed(interrupt, "Cancelled.")
+            state = Cancelled(message=report.message)
         else:
             name = "Completed" if report.changed else "Unchanged"
             state = Completed(name=name, message=report.message, data=report)
-        publish(report)
+        publish(report, "succeeded" if state.name == "Completed" else str(state.name).lower())
         return state
 
     run.__signature__ = signature  # type: ignore[attr-defined]  # of types, not of their names
     return cast("Callable[P, Report]", run)
+
+
+def is_cancelled() -> bool:
+    """Whether the server was asked to cancel this run; not, when it does not answer.
+
+    While signals are ours (`Interrupts`), Prefect takes a cancel for a crash.
+    """
+    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        state = client.read_flow_run(UUID(str(flow_run.id))).state
+        return state is not None and state.is_cancelling()
+    return False
 
 
 def understood(kinds: dict[str, TypeAdapter[Any]], given: dict[str, Any]) -> dict[str, Any]:

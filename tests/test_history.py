@@ -109,6 +109,6 @@ def test_a_report_shows_what_an_app_prints_as_it_is() -> None:
         message="shop-2-1 says <b>no</b>.",
         evidence="one\n```\n# two\n````\n<script>",
     )
-    told = markdown(report)
+    told = markdown(report, "failed")
     assert "says &lt;b>no&lt;/b>." in told
     assert "`````text\none\n```\n# two\n````\n<script>\n`````" in told

@@ -15,6 +15,7 @@ from pydantic import (
 from tasks.bluegreen.errors import BadInput
 from tasks.bluegreen.gates import Drain, Health, Verify
 from tasks.bluegreen.units import Bytes, Frozen, Pairs, Seconds
+from tasks.bluegreen.window import Window
 
 NAME = r"^[a-z][a-z0-9-]{0,38}[a-z0-9]$"
 HOST = re.compile(r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*$")
@@ -208,6 +209,9 @@ class App(Frozen):
     verify: Verify = Field(default=Verify(), description="How green is watched afterwards.")
     drain: Drain = Field(default=Drain(), description="How blue's last requests end.")
     proxy: Proxy = Field(default=Proxy(), description="The nginx in front.")
+    window: tuple[Window, ...] = Field(
+        default=(), description="Release windows: when it may be deployed; none: always."
+    )
 
     @model_validator(mode="before")
     @classmethod

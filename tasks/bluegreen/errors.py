@@ -7,7 +7,9 @@ NonstopError
 │   ├── ImageUnavailable   no such image, or its registry refuses
 │   │   └── RegistryAway       the registry did not answer; a second try may help
 │   ├── NothingKept        no release to roll back to
-│   └── Locked             another run is changing this app
+│   ├── Locked             another run is changing this app
+│   ├── OutsideWindow      the app may not be deployed at this time
+│   └── Postponed          a run waits for the app's next release window
 ├── Failed             a step failed; the release before it serves
 │   ├── EngineHiccup       the engine did not do what it should; a second try may help
 │   ├── ReplicaCrashed     a container of green ended, or never started
@@ -82,6 +84,14 @@ class NothingKept(Refused):
 
 class Locked(Refused):
     """Another run is changing this app."""
+
+
+class OutsideWindow(Refused):
+    """The app may not be deployed at this time."""
+
+
+class Postponed(Refused):
+    """A run waits for the app's next release window."""
 
 
 class Failed(NonstopError):
