@@ -63,6 +63,9 @@ Name = Annotated[str, typer.Argument(metavar="APP", help="Name of the app.")]
 Image = Annotated[str | None, typer.Option(help="Image instead of the app's own.")]
 Inventory = Annotated[Path, typer.Option("--file", help="The inventory with the apps.")]
 Wait = Annotated[float, typer.Option(help="Seconds to wait for another run of this app.")]
+Approve = Annotated[
+    bool, typer.Option("--approve", help="Wait for a yes in the Prefect UI before the cutover.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -77,6 +80,7 @@ def deploy_command(
     override: Annotated[
         str, typer.Option(metavar="REASON", help="Deploy outside the release windows.")
     ] = "",
+    approve: Approve = False,
     at: Annotated[
         str, typer.Option(metavar="TIME", help="Have the server do it later, like 03:00.")
     ] = "",
@@ -95,7 +99,14 @@ def deploy_command(
     _run(
         app,
         as_json,
-        lambda: deploy(image or "", app=load(app, file), force=force, override=override, wait=wait),
+        lambda: deploy(
+            image or "",
+            app=load(app, file),
+            force=force,
+            override=override,
+            approve=approve,
+            wait=wait,
+        ),
     )
 
 
@@ -103,11 +114,12 @@ def deploy_command(
 def rollback_command(
     app: Name,
     to: Annotated[int | None, typer.Option(help="Number of the release to return to.")] = None,
+    approve: Approve = False,
     wait: Wait = 0,
     as_json: AsJson = False,
 ) -> None:
     """Return APP to the release before the live one, or to the one named by --to."""
-    _run(app, as_json, lambda: rollback(app, to, wait))
+    _run(app, as_json, lambda: rollback(app, to, approve=approve, wait=wait))
 
 
 @command.command("recover")

@@ -17,6 +17,7 @@ from flows.recover import recover_afterwards, recovered
 from flows.reported import reported
 from flows.way_back import WayBack, retire
 from flows.windows import ensure_in_window
+from tasks.ask_approval import LONGEST, ask_approval, ensure_answerable
 from tasks.bluegreen.app import NAME, App, with_image
 from tasks.bluegreen.errors import NonstopError
 from tasks.bluegreen.model import Observed, Plan, Report
@@ -34,12 +35,13 @@ from tasks.step import STEPS
 from tasks.verify_traffic import verify_traffic
 
 HOURS = 3600
+Within = Annotated[float, Field(gt=0, le=LONGEST)]
 
 
 @flow(
     name="deploy",
     flow_run_name=deploy_name,
-    timeout_seconds=3 * HOURS,
+    timeout_seconds=4 * HOURS,
     persist_result=False,
     validate_parameters=False,  # `reported` does, and says in words what is wrong
     on_crashed=[recover_afterwards],
@@ -52,6 +54,8 @@ def deploy(
     app: App,
     force: bool = False,
     override: str = "",
+    approve: bool = False,
+    approve_within: Within = 1.0 * HOURS,
     wait: Annotated[float, Field(ge=0, le=HOURS)] = 0.0,
 ) -> Report:
     """Replace an app's live release by a new one; visitors notice nothing.
@@ -62,22 +66,26 @@ def deploy(
         force: Deploy also when image, environment and settings are what serves already.
         override: Reason to deploy outside the app's release windows, kept in the report; empty: a
             request outside waits for the next opening.
+        approve: Pause before the cutover until somebody says yes in the Prefect UI.
+        approve_within: Seconds to wait for that yes; then the answer is no.
         wait: Seconds to wait for another run of this app; 0: give up at once.
     """
     app = with_image(app, image)
+    ensure_answerable(approve)
     ensure_in_window(app, override)
     preflight(app)
     with locked(app.name, app.proxy, wait) as holder:
         seen = recovered(observe(app.name, app.proxy), app.proxy, holder)
         if not force and not compare(app, seen):
             return unchanged(seen)
-        return replace(plan_deploy(app, seen, holder, str(flow_run.id or "")), seen)
+        plan = plan_deploy(app, seen, holder, str(flow_run.id or ""))
+        return replace(plan, seen, approve_within if approve else 0)
 
 
 @flow(
     name="rollback",
     flow_run_name=rollback_name,
-    timeout_seconds=3 * HOURS,
+    timeout_seconds=4 * HOURS,
     persist_result=False,
     validate_parameters=False,  # `reported` does, and says in words what is wrong
     on_crashed=[recover_afterwards],
@@ -87,6 +95,8 @@ def deploy(
 def rollback(
     app: Annotated[str, Field(pattern=NAME)],
     to: int | None = None,
+    approve: bool = False,
+    approve_within: Within = 1.0 * HOURS,
     wait: Annotated[float, Field(ge=0, le=HOURS)] = 0.0,
 ) -> Report:
     """Return to an earlier release: its image, environment and settings, under a new number.
@@ -94,8 +104,11 @@ def rollback(
     Args:
         app: Name of the app.
         to: Number of the release to return to; empty: the one before the live one.
+        approve: Pause before the cutover until somebody says yes in the Prefect UI.
+        approve_within: Seconds to wait for that yes; then the answer is no.
         wait: Seconds to wait for another run of this app; 0: give up at once.
     """
+    ensure_answerable(approve)
     seen = observe(app)
     kept = plan_rollback(seen, to).app
     preflight(kept, rollback=True)
@@ -103,11 +116,15 @@ def rollback(
         now = recovered(observe(app, kept.proxy), kept.proxy, holder)
         if returned := returned_by_recovery(seen, now, to):
             return returned
-        return replace(plan_rollback(now, to, holder, str(flow_run.id or "")), now)
+        plan = plan_rollback(now, to, holder, str(flow_run.id or ""))
+        return replace(plan, now, approve_within if approve else 0)
 
 
-def replace(plan: Plan, seen: Observed) -> Report:
-    """Green instead of blue; or, after any failure, blue as before and the failure raised."""
+def replace(plan: Plan, seen: Observed, approve_within: float) -> Report:
+    """Green instead of blue; or, after any failure, blue as before and the failure raised.
+
+    With `approve_within` only after somebody said yes, within so many seconds.
+    """
     note(plan=plan)
     get_run_logger().info(
         "%s: release %d replaces %s", plan.app.name, plan.green, plan.blue or "nothing"
@@ -120,6 +137,9 @@ def replace(plan: Plan, seen: Observed) -> Report:
             note(changes=changes(blue, plan.app, replicas[0].image_id))
             health_check(plan, replicas)
             site = render_config(plan, replicas)
+            if approve_within:
+                note(ask_approval(plan, replicas, approve_within))
+                health_check(plan, replicas)  # it may be long since
             reload_nginx(plan, site)
             verified = verify_traffic(plan, replicas)
         return retire(plan, verified)

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
-
-import pytest
 
 from tasks.bluegreen.window import DAYS
 from tests.lab import history
 from tests.lab.command import Command
 from tests.lab.served import Served, cancel, until
 from tests.lab.shop import Shop
-
-
-@pytest.fixture(scope="module")
-def served(prefect: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with Served(tmp_path_factory.mktemp("served")) as running:
-        yield running
 
 
 def closed() -> dict[str, Any]:
@@ -113,8 +104,6 @@ def test_a_deploy_at_a_later_time_is_a_run_of_the_app_s_deployment(
     start = datetime.fromisoformat(waits["expected_start_time"]).astimezone()
     assert (start.hour, start.minute) == (3, 0)
     assert timedelta(0) < start - datetime.now().astimezone() <= timedelta(days=1, hours=1)
-    for words, code in (("soon", 2), ("2020-01-01T03:00", 2)):
-        command.run("deploy", shop.name, "--at", words, code=code)
     command.environment = command.environment | {"PREFECT_API_URL": ""}
     _, err = command.run("deploy", shop.name, "--at", "03:00", code=2)
     assert "needs a Prefect server and its runner" in " ".join(err.split())

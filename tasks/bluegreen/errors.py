@@ -15,6 +15,7 @@ NonstopError
 │   ├── ReplicaCrashed     a container of green ended, or never started
 │   ├── Unhealthy          green did not become healthy in time
 │   ├── SiteRejected       nginx does not take the new site
+│   ├── NotApproved        somebody refused green, or nobody answered
 │   ├── LockLost           the run no longer holds the app's lock, so it must not switch
 │   ├── CutoverUnproven    nginx was reloaded and does not serve green
 │   └── BadTraffic         green serves, and does so badly
@@ -114,6 +115,10 @@ class Unhealthy(Failed):
 
 class SiteRejected(Failed):
     """Nginx does not take the new site."""
+
+
+class NotApproved(Failed):
+    """Somebody refused green, or nobody answered."""
 
 
 class LockLost(Failed):
