@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from prefect.runtime import flow_run
@@ -12,9 +13,13 @@ from tasks.bluegreen.app import NAME
 
 def deploy_name() -> str:
     """Like `deploy shop registry.example.com/shop:1.5`."""
-    given = flow_run.parameters
-    app = given.get("app")
-    image = given.get("image") or _of(app, "image")
+    return name_of(flow_run.parameters)
+
+
+def name_of(deploy: Mapping[str, Any]) -> str:
+    """The same of a deploy with these parameters that has yet to start."""
+    app = deploy.get("app")
+    image = deploy.get("image") or _of(app, "image")
     return " ".join(part for part in ("deploy", app_name(app), image) if part)
 
 

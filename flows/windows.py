@@ -19,7 +19,7 @@ from prefect.states import Scheduled
 from prefect.utilities.urls import url_for
 
 from flows.account import note
-from flows.names import app_name
+from flows.names import app_name, name_of
 from tasks.bluegreen.app import App
 from tasks.bluegreen.errors import BadInput, OutsideWindow, Postponed, Unavailable
 from tasks.bluegreen.window import is_open, next_opening
@@ -72,9 +72,11 @@ def schedule(app: App, at: str, **parameters: str | bool) -> str:
                     f"The Prefect server at {url} has no deployment of {app.name}: make it with "
                     "`prefect deploy --all`. Nothing was scheduled."
                 )
+            given = {name: value for name, value in parameters.items() if value}
             run = client.create_flow_run_from_deployment(
                 found.id,
-                parameters={name: value for name, value in parameters.items() if value},
+                parameters=given,
+                name=name_of(found.parameters | given),
                 state=Scheduled(scheduled_time=when),
                 tags=[f"app:{app.name}"],
             )
@@ -129,6 +131,7 @@ def _postpone(app: App, opening: datetime) -> NoReturn:
             run = client.create_flow_run_from_deployment(
                 UUID(str(deployment.id)),
                 parameters=given,
+                name=name_of(given),
                 state=Scheduled(scheduled_time=opening, message=f"Its window opens {when}."),
                 tags=[f"app:{app.name}"],
                 idempotency_key=hashlib.sha256(same.encode()).hexdigest(),

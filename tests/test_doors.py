@@ -62,6 +62,7 @@ def test_a_request_outside_the_window_waits_as_a_run_for_the_next_opening(
         assert waits["id"] in state["message"]
     assert waits["expected_start_time"][:16] == opening[:16].replace(" ", "T")
     assert waits["parameters"]["app"]["name"] == shop.name
+    assert waits["name"] == f"deploy {shop.name} hello:v1"
     assert history.report(shop.name).startswith(f"# {shop.name}: postponed\n")
     assert shop.containers() == {}
 
@@ -101,6 +102,7 @@ def test_a_deploy_at_a_later_time_is_a_run_of_the_app_s_deployment(
     (waits,) = scheduled(shop.name)
     assert waits["id"] in said["message"]
     assert waits["parameters"] == {"app": shop.described(), "image": "hello:v2"}
+    assert waits["name"] == f"deploy {shop.name} hello:v2"
     start = datetime.fromisoformat(waits["expected_start_time"]).astimezone()
     assert (start.hour, start.minute) == (3, 0)
     assert timedelta(0) < start - datetime.now().astimezone() <= timedelta(days=1, hours=1)
