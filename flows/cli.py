@@ -29,6 +29,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from flows.account import sentence
 from flows.deploy import deploy, rollback
 from flows.doctor import examine
 from flows.inventory import FILE, load, load_all
@@ -44,6 +45,7 @@ from flows.report import (
     print_report,
     print_status,
 )
+from flows.windows import schedule
 from tasks.bluegreen.app import with_image
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.environment import MASK
@@ -61,6 +63,9 @@ Name = Annotated[str, typer.Argument(metavar="APP", help="Name of the app.")]
 Image = Annotated[str | None, typer.Option(help="Image instead of the app's own.")]
 Inventory = Annotated[Path, typer.Option("--file", help="The inventory with the apps.")]
 Wait = Annotated[float, typer.Option(help="Seconds to wait for another run of this app.")]
+Approve = Annotated[
+    bool, typer.Option("--approve", help="Wait for a yes in the Prefect UI before the cutover.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -69,22 +74,52 @@ def deploy_command(
     app: Name,
     image: Image = None,
     wait: Wait = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Deploy also what serves already.")
+    ] = False,
+    override: Annotated[
+        str, typer.Option(metavar="REASON", help="Deploy outside the release windows.")
+    ] = "",
+    approve: Approve = False,
+    at: Annotated[
+        str, typer.Option(metavar="TIME", help="Have the server do it later, like 03:00.")
+    ] = "",
     file: Inventory = FILE,
     as_json: AsJson = False,
 ) -> None:
-    """Replace the live release of APP by a new one; after any failure go back by itself."""
-    _run(app, as_json, lambda: deploy(load(app, file), image, wait))
+    """Replace the live release of APP by a new one; after any failure go back by itself.
+
+    When image, environment and settings are what serves already, nothing is done.
+    """
+    if at:
+        with _outcomes(app, as_json):
+            said = schedule(load(app, file), at, image=image or "", force=force, override=override)
+        print_json({"app": app, "message": said}) if as_json else typer.echo(said)
+        return
+    _run(
+        app,
+        as_json,
+        lambda: deploy(
+            image or "",
+            app=load(app, file),
+            force=force,
+            override=override,
+            approve=approve,
+            wait=wait,
+        ),
+    )
 
 
 @command.command("rollback")
 def rollback_command(
     app: Name,
     to: Annotated[int | None, typer.Option(help="Number of the release to return to.")] = None,
+    approve: Approve = False,
     wait: Wait = 0,
     as_json: AsJson = False,
 ) -> None:
     """Return APP to the release before the live one, or to the one named by --to."""
-    _run(app, as_json, lambda: rollback(app, to, wait))
+    _run(app, as_json, lambda: rollback(app, to, approve=approve, wait=wait))
 
 
 @command.command("recover")
@@ -182,13 +217,10 @@ def _outcomes(app: str, as_json: bool) -> Iterator[None]:
     try:
         yield
     except (NonstopError, KeyboardInterrupt, TerminationSignal) as failure:
-        outcome: Outcome
+        outcome: Outcome = "failed"
+        evidence, message = "", sentence(failure)
         if isinstance(failure, NonstopError):
             outcome, evidence = failure.outcome, failure.evidence
-            message = " ".join(part for part in (failure.what, failure.serves) if part)
-        else:
-            outcome, evidence = "failed", ""
-            message = " ".join(["Interrupted.", *_notes(failure)])
         if as_json:
             report = Report(
                 outcome=outcome,
@@ -201,13 +233,6 @@ def _outcomes(app: str, as_json: bool) -> Iterator[None]:
         else:
             print_failure(outcome, message, evidence)
         sys.exit(EXIT_CODES[outcome])
-
-
-def _notes(failure: BaseException | None) -> Iterator[str]:
-    """What a run that was interrupted said of who serves."""
-    while failure is not None:
-        yield from getattr(failure, "__notes__", ())
-        failure = failure.__context__
 
 
 @contextmanager

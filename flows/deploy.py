@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import logging
+from typing import Annotated
 
 from prefect import flow
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from pydantic import Field
 
+from flows.account import note
 from flows.interrupts import Interrupts
+from flows.names import deploy_name, rollback_name
 from flows.recover import recover_afterwards, recovered
+from flows.reported import reported
 from flows.way_back import WayBack, retire
-from tasks.bluegreen.app import App, with_image
+from flows.windows import ensure_in_window
+from tasks.ask_approval import LONGEST, ask_approval, ensure_answerable
+from tasks.bluegreen.app import NAME, App, with_image
 from tasks.bluegreen.errors import NonstopError
 from tasks.bluegreen.model import Observed, Plan, Report
 from tasks.bluegreen.plan import plan_deploy, plan_rollback
+from tasks.bluegreen.unchanged import changes
+from tasks.compare import compare
 from tasks.health_check import health_check
 from tasks.locked import locked
 from tasks.observe import observe
@@ -26,47 +35,80 @@ from tasks.step import STEPS
 from tasks.verify_traffic import verify_traffic
 
 HOURS = 3600
+Within = Annotated[float, Field(gt=0, le=LONGEST)]
 
 
 @flow(
     name="deploy",
-    timeout_seconds=3 * HOURS,
+    flow_run_name=deploy_name,
+    timeout_seconds=4 * HOURS,
     persist_result=False,
+    validate_parameters=False,  # `reported` does, and says in words what is wrong
     on_crashed=[recover_afterwards],
     on_cancellation=[recover_afterwards],
 )
-def deploy(app: App, image: str | None = None, wait: float = 0) -> Report:
+@reported
+def deploy(
+    image: str = "",
+    *,
+    app: App,
+    force: bool = False,
+    override: str = "",
+    approve: bool = False,
+    approve_within: Within = 1.0 * HOURS,
+    wait: Annotated[float, Field(ge=0, le=HOURS)] = 0.0,
+) -> Report:
     """Replace an app's live release by a new one; visitors notice nothing.
 
     Args:
+        image: Image to deploy, like registry.example.com/shop:1.5; empty: the app's own.
         app: What runs, how it is reached, and when it is good.
-        image: Image to deploy instead of the app's own; empty: the app's own.
+        force: Deploy also when image, environment and settings are what serves already.
+        override: Reason to deploy outside the app's release windows, kept in the report; empty: a
+            request outside waits for the next opening.
+        approve: Pause before the cutover until somebody says yes in the Prefect UI.
+        approve_within: Seconds to wait for that yes; then the answer is no.
         wait: Seconds to wait for another run of this app; 0: give up at once.
     """
-    STEPS.set([])
     app = with_image(app, image)
+    ensure_answerable(approve)
+    ensure_in_window(app, override)
     preflight(app)
     with locked(app.name, app.proxy, wait) as holder:
         seen = recovered(observe(app.name, app.proxy), app.proxy, holder)
-        return replace(plan_deploy(app, seen, holder, str(flow_run.id or "")))
+        if not force and not compare(app, seen):
+            return unchanged(seen)
+        plan = plan_deploy(app, seen, holder, str(flow_run.id or ""))
+        return replace(plan, seen, approve_within if approve else 0)
 
 
 @flow(
     name="rollback",
-    timeout_seconds=3 * HOURS,
+    flow_run_name=rollback_name,
+    timeout_seconds=4 * HOURS,
     persist_result=False,
+    validate_parameters=False,  # `reported` does, and says in words what is wrong
     on_crashed=[recover_afterwards],
     on_cancellation=[recover_afterwards],
 )
-def rollback(app: str, to: int | None = None, wait: float = 0) -> Report:
+@reported
+def rollback(
+    app: Annotated[str, Field(pattern=NAME)],
+    to: int | None = None,
+    approve: bool = False,
+    approve_within: Within = 1.0 * HOURS,
+    wait: Annotated[float, Field(ge=0, le=HOURS)] = 0.0,
+) -> Report:
     """Return to an earlier release: its image, environment and settings, under a new number.
 
     Args:
         app: Name of the app.
         to: Number of the release to return to; empty: the one before the live one.
+        approve: Pause before the cutover until somebody says yes in the Prefect UI.
+        approve_within: Seconds to wait for that yes; then the answer is no.
         wait: Seconds to wait for another run of this app; 0: give up at once.
     """
-    STEPS.set([])
+    ensure_answerable(approve)
     seen = observe(app)
     kept = plan_rollback(seen, to).app
     preflight(kept, rollback=True)
@@ -74,11 +116,16 @@ def rollback(app: str, to: int | None = None, wait: float = 0) -> Report:
         now = recovered(observe(app, kept.proxy), kept.proxy, holder)
         if returned := returned_by_recovery(seen, now, to):
             return returned
-        return replace(plan_rollback(now, to, holder, str(flow_run.id or "")))
+        plan = plan_rollback(now, to, holder, str(flow_run.id or ""))
+        return replace(plan, now, approve_within if approve else 0)
 
 
-def replace(plan: Plan) -> Report:
-    """Green instead of blue; or, after any failure, blue as before and the failure raised."""
+def replace(plan: Plan, seen: Observed, approve_within: float) -> Report:
+    """Green instead of blue; or, after any failure, blue as before and the failure raised.
+
+    With `approve_within` only after somebody said yes, within so many seconds.
+    """
+    note(plan=plan)
     get_run_logger().info(
         "%s: release %d replaces %s", plan.app.name, plan.green, plan.blue or "nothing"
     )
@@ -86,11 +133,32 @@ def replace(plan: Plan) -> Report:
         with WayBack(plan, interrupts) as way:
             replicas = start_green(plan)
             way.touched = True
+            blue = seen.release(plan.blue or 0)
+            note(changes=changes(blue, plan.app, replicas[0].image_id))
             health_check(plan, replicas)
             site = render_config(plan, replicas)
+            if approve_within:
+                note(ask_approval(plan, replicas, approve_within))
+                health_check(plan, replicas)  # it may be long since
             reload_nginx(plan, site)
             verified = verify_traffic(plan, replicas)
         return retire(plan, verified)
+
+
+def unchanged(seen: Observed) -> Report:
+    """Nothing was done: the live release is what is wanted."""
+    number = seen.live.number if seen.live else 0
+    live = seen.release(number)
+    return Report(
+        outcome="succeeded",
+        app=seen.app,
+        release=number,
+        image=live.image if live else "",
+        blue=number,
+        steps=tuple(STEPS.get() or ()),
+        changed=False,
+        message=f"Unchanged: release {number} of {seen.app} serves already.",
+    )
 
 
 def returned_by_recovery(before: Observed, now: Observed, to: int | None) -> Report | None:

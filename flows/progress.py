@@ -23,7 +23,7 @@ class Told(logging.Handler):
         if path.parent not in (OURS / "flows", OURS / "tasks"):
             return
         clock = self.formatter.formatTime(record, "%H:%M:%S") if self.formatter else ""
-        step = str(getattr(record, "task_run_name", "")).rpartition("-")[0]
+        step = str(getattr(record, "task_run_name", "")).partition(" ")[0]
         style = "yellow" if record.levelno >= logging.WARNING else ""
         ERR.print(
             f"{clock} {step or 'nonstop':14} {record.getMessage()}",

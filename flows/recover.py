@@ -8,6 +8,7 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 from flows.interrupts import Interrupts
+from flows.names import recover_name
 from flows.way_back import WayBack, retire
 from tasks.bluegreen.app import Proxy
 from tasks.bluegreen.containers import Engine
@@ -24,7 +25,7 @@ from tasks.verify_traffic import verify_traffic
 HOURS = 3600
 
 
-@flow(name="recover", timeout_seconds=2 * HOURS, persist_result=False)
+@flow(name="recover", flow_run_name=recover_name, timeout_seconds=2 * HOURS, persist_result=False)
 def recover(app: str | None = None, wait: float = 0) -> list[Report]:
     """Finish or undo what a run that died left behind; where nothing is wrong, change nothing.
 

@@ -130,6 +130,8 @@ def _print_one(seen: Observed) -> None:
 
 def _plan_lines(planned: Plan, seen: Observed) -> Iterator[str]:
     app = planned.app
+    if planned.blue is not None:
+        yield f"nothing, if release {planned.blue} is what is wanted already; or with --force:"
     recovery = plan_recovery(seen)
     yield from recovery_lines(recovery)
     yield f"start release {planned.green} from {app.image} (pull_policy: {app.pull_policy}):"

@@ -9,7 +9,7 @@ from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.drain import drain
 from tasks.bluegreen.errors import EngineHiccup, NonstopError, StateUnknown, Unavailable
 from tasks.bluegreen.images import remove_image
-from tasks.bluegreen.model import Live, Plan, Release
+from tasks.bluegreen.model import PREVIEW, Live, Plan, Release
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.recovery import STANDING
 from tasks.bluegreen.site import render_site
@@ -92,7 +92,8 @@ def _ensure_blue(engine: Engine, nginx: Nginx, plan: Plan, blue: Release | None)
         return
     if blue is not None:
         _ensure_running(engine, nginx, plan, blue)
-    if look.live and look.live.number == plan.blue and look.live == Live.named_in(look.site):
+    as_before = look.live == Live.named_in(look.site) and PREVIEW not in (look.site or "")
+    if look.live and look.live.number == plan.blue and as_before:
         return
     if blue is None:
         raise StateUnknown(f"Release {plan.blue} has no replica to go back to.")

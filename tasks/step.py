@@ -15,7 +15,7 @@ from prefect.logging import get_run_logger
 from prefect.tasks import exponential_backoff
 
 from tasks.bluegreen.errors import NonstopError
-from tasks.bluegreen.model import Step
+from tasks.bluegreen.model import Plan, Step
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,6 +46,7 @@ def step(name: str, *, timeout: float, retries: int = 0) -> Callable[[Callable[P
 
         return task(
             name=name,
+            task_run_name=functools.partial(_run_name, name),
             timeout_seconds=timeout,
             retries=retries,
             retry_delay_seconds=exponential_backoff(1),
@@ -56,6 +57,15 @@ def step(name: str, *, timeout: float, retries: int = 0) -> Callable[[Callable[P
         )(timed)
 
     return decorate
+
+
+def _run_name(name: str, parameters: dict[str, Any]) -> str:
+    """Like `start-green shop-43`, or with the app alone before there is a release."""
+    plan = parameters.get("plan")
+    if isinstance(plan, Plan):
+        return f"{name} {plan.app.name}-{plan.green}"
+    app = parameters.get("app") or getattr(parameters.get("recovery"), "app", "")
+    return f"{name} {getattr(app, 'name', app)}".rstrip()
 
 
 def _may_pass(_task: Any, _run: TaskRun, state: State[Any]) -> bool:

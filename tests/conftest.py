@@ -12,6 +12,7 @@ import pytest
 
 from tests.lab import engine, images
 from tests.lab.command import Command
+from tests.lab.served import Served
 from tests.lab.server import prefect_of_its_own
 from tests.lab.shop import Shop
 
@@ -24,6 +25,13 @@ def prefect() -> Iterator[None]:
     """A Prefect server of the tests' own."""
     with prefect_of_its_own():
         yield
+
+
+@pytest.fixture(scope="session")
+def served(prefect: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A runner that serves the flows."""
+    with Served(tmp_path_factory.mktemp("served")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

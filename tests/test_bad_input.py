@@ -122,7 +122,7 @@ def refused(shop: Shop, kind: type[Refused], sentence: str) -> Iterator[None]:
 
 def runs(shop: Shop) -> tuple[Callable[[], object], ...]:
     """A deploy and a rollback that are not going to end well."""
-    return lambda: deploy(shop.app("two")), lambda: rollback(shop.name)
+    return lambda: deploy(app=shop.app("two")), lambda: rollback(shop.name)
 
 
 def test_a_wrong_description_is_refused_in_words(shop: Shop) -> None:
@@ -218,14 +218,14 @@ def test_a_port_that_is_taken_leaves_nothing_behind_and_does_not_block(shop: Sho
         socket.create_server(("127.0.0.1", shop.port)),
         refused(shop, Unavailable, f"a port of 127.0.0.1:{shop.port}:80 is taken"),
     ):
-        deploy(shop.app("one"))
+        deploy(app=shop.app("one"))
     shop.deploy("one")
     assert shop.releases() == {"one"}
 
 
 def test_an_image_that_is_not_here_is_refused_before_a_proxy_is_made(shop: Shop) -> None:
     with refused(shop, ImageUnavailable, "image hello:nope is not on this host"):
-        deploy(shop.app("one", image="hello:nope"))
+        deploy(app=shop.app("one", image="hello:nope"))
 
 
 def test_a_rollback_to_what_is_not_there_is_refused(shop: Shop) -> None:

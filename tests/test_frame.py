@@ -12,9 +12,11 @@ from prefect import Task, flow
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
+from tasks.ask_approval import ask_approval
 from tasks.bluegreen import errors
 from tasks.bluegreen.app import App
 from tasks.bluegreen.errors import EXIT_CODES, EngineHiccup, NonstopError, ReplicaCrashed
+from tasks.compare import compare
 from tasks.health_check import health_check
 from tasks.observe import observe
 from tasks.preflight import preflight
@@ -30,9 +32,11 @@ ROOT = Path(__file__).parents[1]
 STEPS: dict[str, Task[..., Any]] = {
     "preflight": preflight,
     "observe": observe,
+    "compare": compare,
     "start-green": start_green,
     "health-check": health_check,
     "render-config": render_config,
+    "ask-approval": ask_approval,
     "reload-nginx": reload_nginx,
     "verify-traffic": verify_traffic,
     "teardown-blue": teardown_blue,

@@ -6,17 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from prefect.blocks.system import Secret
-from prefect.logging.handlers import APILogHandler
-from prefect.settings import PREFECT_API_URL
 
 from flows.report import describe
 from tasks.bluegreen.environment import MASK
 from tasks.bluegreen.errors import NonstopError, ReplicaCrashed, Unhealthy
 from tasks.bluegreen.plan import plan_deploy
 from tasks.observe import observe
+from tests.lab import history
 from tests.lab.command import Command
 from tests.lab.shop import Shop
 
@@ -79,23 +77,9 @@ class Keeper:
 
     def told_by_prefect(self) -> str:
         """What the server keeps of the newest runs: parameters, states, logs, artifacts."""
-        APILogHandler().flush()
-        url = str(PREFECT_API_URL.value())
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-
-            def ask(what: str, **body: Any) -> str:
-                return client.post(f"/{what}/filter", json=body).raise_for_status().text
-
-            runs = ask("flow_runs", sort="EXPECTED_START_TIME_DESC", limit=3)
-            of_runs = {"id": {"any_": [run["id"] for run in json.loads(runs)]}}
-            return "\n".join(
-                (
-                    runs,
-                    ask("task_runs", flow_runs=of_runs),
-                    ask("logs", logs={"flow_run_id": of_runs["id"]}),
-                    ask("artifacts", flow_runs=of_runs),
-                )
-            )
+        told = history.everything()
+        assert f"report-{self.shop.name}" in told
+        return told
 
     def told_by_docker_and_nginx(self) -> str:
         """Labels, names and commands of the app's containers, and the site."""

@@ -15,6 +15,7 @@ from pydantic import (
 from tasks.bluegreen.errors import BadInput
 from tasks.bluegreen.gates import Drain, Health, Verify
 from tasks.bluegreen.units import Bytes, Frozen, Pairs, Seconds
+from tasks.bluegreen.window import Window
 
 NAME = r"^[a-z][a-z0-9-]{0,38}[a-z0-9]$"
 HOST = re.compile(r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*$")
@@ -49,14 +50,16 @@ def with_image(app: App, image: str | None) -> App:
     return parse(app.model_dump() | {"image": image}) if image else app
 
 
-def complaints(error: ValidationError) -> str:
+def complaints(error: ValidationError, *inside: str) -> str:
     """What pydantic found, as `field: what is wrong (what was given)`, without secrets."""
     found = []
     for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"])
+        where = ".".join(str(part) for part in (*inside, *item["loc"]))
         said = item["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
         said = "there is no such field" if item["type"] == "extra_forbidden" else said
-        said = said[:1].lower() + said[1:] if said.startswith(("Input", "Extra", "Field")) else said
+        said = (
+            said[:1].lower() + said[1:] if said.startswith(("Input", "String", "Field")) else said
+        )
         given = item["input"]
         shown = f" (given: {given!r})" if isinstance(given, int | float | str) else ""
         found.append(f"{where}: {said}{shown if repr(given) not in said else ''}".lstrip(": "))
@@ -155,9 +158,10 @@ class App(Frozen):
     command: tuple[str, ...] | str | None = Field(default=None, description="As in Compose.")
     entrypoint: tuple[str, ...] | str | None = Field(default=None, description="As in Compose.")
     environment: Pairs = Field(
-        default_factory=dict,
+        default={},
         description="Environment variables. Values may be templates over app, release, replica, "
-        'image and tag, and may name a secret: {{ secret("block-name") }} or {{ file("/path") }}.',
+        'image and tag. Name a secret, never the secret itself: {{ secret("block-name") }} or '
+        '{{ file("/path") }}.',
     )
     env_file: tuple[str, ...] = Field(
         default=(), description="Files with KEY=value lines; their values are taken as secrets."
@@ -170,14 +174,14 @@ class App(Frozen):
     )
     user: str | None = Field(default=None, description="As in Compose.")
     working_dir: str | None = Field(default=None, description="As in Compose.")
-    labels: Pairs = Field(default_factory=dict, description="Labels of the containers.")
+    labels: Pairs = Field(default={}, description="Labels of the containers.")
     init: bool | None = Field(default=None, description="Run an init as process 1.")
     read_only: bool = Field(default=False, description="Mount the root file system read-only.")
     tmpfs: tuple[str, ...] = Field(default=(), description="`/path[:options]` on tmpfs.")
     cap_add: tuple[str, ...] = Field(default=(), description="Capabilities to add.")
     cap_drop: tuple[str, ...] = Field(default=(), description="Capabilities to drop.")
     security_opt: tuple[str, ...] = Field(default=(), description="As in Compose.")
-    ulimits: dict[str, int | Ulimit] = Field(default_factory=dict, description="As in Compose.")
+    ulimits: dict[str, int | Ulimit] = Field(default={}, description="As in Compose.")
     extra_hosts: tuple[str, ...] = Field(
         default=(), description="`name:address` or `name=address`."
     )
@@ -197,12 +201,17 @@ class App(Frozen):
         default=10.0, ge=0, le=600, description="Seconds between the stop signal and SIGKILL."
     )
     healthcheck: Healthcheck | None = Field(
-        default=None, description="Docker's health check, instead of the image's own."
+        default=None,
+        title="Healthcheck",
+        description="Docker's health check, instead of the image's own.",
     )
-    health: Health = Field(default_factory=Health, description="When green may receive visitors.")
-    verify: Verify = Field(default_factory=Verify, description="How green is watched afterwards.")
-    drain: Drain = Field(default_factory=Drain, description="How blue's last requests end.")
-    proxy: Proxy = Field(default_factory=Proxy, description="The nginx in front.")
+    health: Health = Field(default=Health(), description="When green may receive visitors.")
+    verify: Verify = Field(default=Verify(), description="How green is watched afterwards.")
+    drain: Drain = Field(default=Drain(), description="How blue's last requests end.")
+    proxy: Proxy = Field(default=Proxy(), description="The nginx in front.")
+    window: tuple[Window, ...] = Field(
+        default=(), description="Release windows: when it may be deployed; none: always."
+    )
 
     @model_validator(mode="before")
     @classmethod

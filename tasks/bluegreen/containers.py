@@ -257,6 +257,14 @@ class Engine:
         seen = self.inspect(container)
         return _variables(seen["Config"]["Env"]) if seen else {}
 
+    def image_environment(self, image: str) -> dict[str, str]:
+        """The environment that an image brings along; empty when it is gone."""
+        with engine_words(f"describe image {image[:19]}"):
+            try:
+                return _variables(self.api.inspect_image(image)["Config"]["Env"])
+            except NotFound:
+                return {}
+
     def last_words(self, replica: Replica, app: App, lines: int = 20) -> str:
         """The replica's last log lines, secrets masked; empty when it has none."""
         with engine_words(f"read the log of {replica.name}"):
@@ -264,8 +272,8 @@ class Engine:
                 log = self.api.logs(replica.id, tail=lines).decode(errors="replace")
             except NotFound:
                 return ""
-            image = self.api.inspect_image(replica.image_id)["Config"]["Env"] or []
-        return masked(app, self.environment(replica.id), _variables(image), log).strip()
+        image = self.image_environment(replica.image_id)
+        return masked(app, self.environment(replica.id), image, log).strip()
 
     def signal(self, container: str, name: str) -> None:
         """Sends a signal to a container's process 1."""

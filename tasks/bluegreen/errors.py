@@ -7,12 +7,15 @@ NonstopError
 │   ├── ImageUnavailable   no such image, or its registry refuses
 │   │   └── RegistryAway       the registry did not answer; a second try may help
 │   ├── NothingKept        no release to roll back to
-│   └── Locked             another run is changing this app
+│   ├── Locked             another run is changing this app
+│   ├── OutsideWindow      the app may not be deployed at this time
+│   └── Postponed          a run waits for the app's next release window
 ├── Failed             a step failed; the release before it serves
 │   ├── EngineHiccup       the engine did not do what it should; a second try may help
 │   ├── ReplicaCrashed     a container of green ended, or never started
 │   ├── Unhealthy          green did not become healthy in time
 │   ├── SiteRejected       nginx does not take the new site
+│   ├── NotApproved        somebody refused green, or nobody answered
 │   ├── LockLost           the run no longer holds the app's lock, so it must not switch
 │   ├── CutoverUnproven    nginx was reloaded and does not serve green
 │   └── BadTraffic         green serves, and does so badly
@@ -84,6 +87,14 @@ class Locked(Refused):
     """Another run is changing this app."""
 
 
+class OutsideWindow(Refused):
+    """The app may not be deployed at this time."""
+
+
+class Postponed(Refused):
+    """A run waits for the app's next release window."""
+
+
 class Failed(NonstopError):
     """A step failed; the release before it serves."""
 
@@ -104,6 +115,10 @@ class Unhealthy(Failed):
 
 class SiteRejected(Failed):
     """Nginx does not take the new site."""
+
+
+class NotApproved(Failed):
+    """Somebody refused green, or nobody answered."""
 
 
 class LockLost(Failed):

@@ -21,7 +21,7 @@ class Health(Frozen):
     )
     body: str = Field(default="", description="Regular expression to find in the body; or none.")
     headers: Pairs = Field(
-        default_factory=dict,
+        default={},
         description="Headers the answer must carry; values may be templates like `{{ release }}`, "
         "so that the answer proves who gave it.",
     )

@@ -68,6 +68,43 @@ def ensure_room(engine: Engine, app: App, free: int, *, pulls: bool) -> None:
         )
 
 
+def resolve(engine: Engine, app: App, pinned: str, say: Callable[[str], None]) -> str:
+    """What a deploy would run now: an image's id, or a digest that the host's `pinned` is not.
+
+    A registry that answers is believed without a pull.
+
+    Args:
+        engine: where.
+        app: whose image.
+        pinned: id of the image that serves.
+        say: tells of a pull.
+
+    Raises:
+        ImageUnavailable: in the registry's words.
+        RegistryAway: it did not answer.
+    """
+    _, _, offered = app.image.partition("@")
+    if app.pull_policy == "always":
+        offered = offered or _offered(engine, app.image)
+    if not offered:
+        return pin(engine, app, say)
+    return pinned if offered in _digests(engine, pinned) else offered
+
+
+def _offered(engine: Engine, image: str) -> str:
+    """The digest that the registry has under this tag; empty when it does not say."""
+    try:
+        return str(engine.api.inspect_distribution(image)["Descriptor"]["digest"])
+    except (DockerException, requests.RequestException, OSError, KeyError):
+        return ""
+
+
+def _digests(engine: Engine, image_id: str) -> set[str]:
+    """Of an image's manifests, in whatever repositories it was found."""
+    found = _image(engine, image_id).get("RepoDigests") or []
+    return {entry.partition("@")[2] for entry in found}
+
+
 def _image_id(engine: Engine, image: str) -> str | None:
     return _image(engine, image).get("Id")
 

@@ -11,6 +11,7 @@ from tasks.bluegreen.app import App
 from tasks.bluegreen.errors import Outcome
 from tasks.bluegreen.units import Frozen
 
+PREVIEW = "# a preview for whoever has the token"  # in generation.conf.j2
 ANSWER = re.compile(r'return 200 "\S+ (\d+) ([0-9a-f]{16})\\n"')  # in generation.conf.j2
 
 
@@ -116,9 +117,14 @@ class Observed(Frozen):
         return self.live == Live.named_in(self.site)
 
     @property
+    def previewing(self) -> bool:
+        """Whether a header still leads to the green of a run that waited for approval."""
+        return PREVIEW in (self.site or "")
+
+    @property
     def loaded_site(self) -> str | None:
         """The text that the running nginx has loaded, where it is still on disk."""
-        texts = (self.site, self.before)
+        texts = [text for text in (self.site, self.before) if PREVIEW not in (text or "")]
         return next((t for t in texts if self.live and self.live == Live.named_in(t)), None)
 
     @property
@@ -188,6 +194,14 @@ class Retirement(Frozen):
     remove: tuple[int, ...]
 
 
+class Preview(Frozen):
+    """Who may meet green before the cutover."""
+
+    number: int = Field(description="Green's.")
+    servers: tuple[str, ...] = Field(description="`address:port` of each of green's replicas.")
+    token: str = Field(description="Value of the header that leads to green.")
+
+
 class Site(Frozen):
     """One app's piece of nginx configuration."""
 
@@ -195,6 +209,7 @@ class Site(Frozen):
     number: int
     generation: str
     text: str
+    previews: bool = Field(default=False, description="Whether a header leads to green.")
 
 
 class Verified(Frozen):
@@ -232,5 +247,10 @@ class Report(Frozen):
     verified: Verified | None = None
     drained: Drained | None = None
     cleanup: Literal["done", "pending"] = "done"
+    changed: bool = Field(
+        default=True, description="Whether anything was done; not, when it served already."
+    )
+    changes: tuple[str, ...] = Field(default=(), description="What it changed, or tried to.")
+    notes: tuple[str, ...] = Field(default=(), description="What else was decided, and by whom.")
     message: str = Field(description="What happened and who serves now, in a sentence or two.")
     evidence: str = Field(default="", description="Lines that show why it failed.")

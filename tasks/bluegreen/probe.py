@@ -16,6 +16,7 @@ from tasks.bluegreen.nginx import Nginx
 
 AGENT = "nonstop"
 RELEASE_HEADER = "X-Nonstop-Release"
+PREVIEW_HEADER = "X-Nonstop-Preview"
 LARGEST_BODY = 1 << 20  # bytes of an answer that are looked at
 CURL_CODES = {
     6: "its name does not resolve",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tasks.bluegreen.errors import StateUnknown
-from tasks.bluegreen.model import Live, Observed, Plan, Recovery, Release
+from tasks.bluegreen.model import PREVIEW, Live, Observed, Plan, Recovery, Release
 from tasks.bluegreen.plan import plan_retirement
 
 STANDING = ("created", "exited", "dead")  # states of a container that a start can help
@@ -26,7 +26,7 @@ def plan_recovery(seen: Observed) -> Recovery:
     return Recovery(
         app=seen.app,
         live=live.number,
-        site="is loaded" if seen.loaded else "put back",
+        site="is loaded" if seen.loaded and not seen.previewing else "put back",
         start=start,
         remove=_newer(seen, live.number),
         finish=bool(start or retired.stop or retired.remove),
@@ -97,7 +97,7 @@ def plan_resumed(seen: Observed, recovery: Recovery, holder: str) -> Plan:
         )
     app = some.settings
     verify = app.verify.model_copy(update={"bake_time": min(app.verify.bake_time, BAKE)})
-    before = Live.named_in(seen.before)
+    before = None if PREVIEW in (seen.before or "") else Live.named_in(seen.before)
     known = before if before and before.number == recovery.blue else None
     return Plan(
         app=app.model_copy(update={"verify": verify}),
@@ -117,7 +117,7 @@ def recovery_lines(recovery: Recovery) -> Iterator[str]:
     """What a recovery does, for people."""
     live = f"release {recovery.live}"
     if recovery.site == "put back":
-        yield f"put back the site of {live}, which serves: its file was ahead of nginx"
+        yield f"put back the site of {live}, which serves: a run that died had changed it"
     if recovery.site == "load":
         yield f"load the site of {live}, which was written and not loaded"
     if recovery.site == "remove":

@@ -15,14 +15,20 @@ from jinja2 import (
 
 from tasks.bluegreen.app import App
 from tasks.bluegreen.errors import BadInput
-from tasks.bluegreen.model import Site
+from tasks.bluegreen.model import PREVIEW, Preview, Site
 from tasks.bluegreen.nginx import STATUS_PORT
-from tasks.bluegreen.probe import RELEASE_HEADER
+from tasks.bluegreen.probe import PREVIEW_HEADER, RELEASE_HEADER
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 
 
-def render_site(app: App, number: int, addresses: tuple[str, ...], nginx: tuple[int, ...]) -> Site:
+def render_site(
+    app: App,
+    number: int,
+    addresses: tuple[str, ...],
+    nginx: tuple[int, ...],
+    preview: Preview | None = None,
+) -> Site:
     """The text of an app's site for one release.
 
     Args:
@@ -30,6 +36,7 @@ def render_site(app: App, number: int, addresses: tuple[str, ...], nginx: tuple[
         number: of the release that is to be served.
         addresses: IPv4 address of each replica.
         nginx: version of the proxy's nginx.
+        preview: who meets green meanwhile.
 
     Raises:
         BadInput: the template is missing, does not render or does not include proof.conf.j2.
@@ -39,10 +46,16 @@ def render_site(app: App, number: int, addresses: tuple[str, ...], nginx: tuple[
         raise BadInput(f"{app.name}: proxy.template {own} does not exist (looked in {Path.cwd()}).")
     folders = [own.parent, TEMPLATES] if own else [TEMPLATES]
     environment = _environment(folders)
+    upstream = "nonstop_" + app.name.replace("-", "_")
     values = {
         "app": app,
         "number": number,
-        "upstream": "nonstop_" + app.name.replace("-", "_"),
+        "upstream": upstream,
+        "pool": f"${upstream}_pool" if preview else upstream,
+        "answers": f"${upstream}_release" if preview else number,
+        "preview": preview,
+        "preview_header": PREVIEW_HEADER.lower().replace("-", "_"),
+        "mark": PREVIEW,
         "servers": [f"{address}:{app.port}" for address in addresses],
         "listen": app.proxy.listen,
         "nginx": nginx,
@@ -68,7 +81,8 @@ def render_site(app: App, number: int, addresses: tuple[str, ...], nginx: tuple[
             "`{% include 'proof.conf.j2' %}` in its server block, so a cutover could "
             "not be proven: add it."
         )
-    return Site(app=app.name, number=number, generation=generation, text=text)
+    previews = preview is not None and f"${upstream}_pool" in body
+    return Site(app=app.name, number=number, generation=generation, text=text, previews=previews)
 
 
 def render_main(sites: str, listen: int) -> str:

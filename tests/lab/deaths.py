@@ -20,7 +20,8 @@ from tests.lab.shop import Shop
 
 ROOT = Path(__file__).parents[2]
 MORTAL = (sys.executable, "-m", "tests.lab.mortal")
-STEPS_OF_A_DEPLOY = [name for name in STEPS if name not in ("roll-back", "put-right")]
+ELSEWHERE = ("roll-back", "put-right", "ask-approval")
+STEPS_OF_A_DEPLOY = [name for name in STEPS if name not in ELSEWHERE]
 MOMENTS = [(step, when) for step in STEPS_OF_A_DEPLOY for when in ("before", "after")]
 KINDS = ("get", "fresh", "post")
 PATIENCE = 180.0

@@ -76,8 +76,12 @@ class Shop:
         return parse(described)
 
     def deploy(self, release: str = "", **changes: Any) -> Report:
-        """Deploys `release`, and makes sure that the report is what is."""
-        report: Report = deploy(self.app(release, **changes), wait=10)
+        """Deploys `release`, also one that serves, and makes sure that the report is what is.
+
+        `force=False` among the changes: what serves is not deployed again.
+        """
+        force = bool(changes.pop("force", True))
+        report: Report = deploy(app=self.app(release, **changes), wait=10, force=force)
         assert report.release == self.live()
         return report
 

@@ -1,0 +1,77 @@
+"""What a run knows of itself by the time it ends, however it ends; its report is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from tasks.bluegreen.errors import NonstopError, Outcome
+from tasks.bluegreen.model import Plan, Report
+from tasks.bluegreen.units import Frozen
+from tasks.step import STEPS
+
+
+class Account(Frozen):
+    """Of one run."""
+
+    app: str = ""
+    plan: Plan | None = None
+    changes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+ACCOUNT: ContextVar[Account] = ContextVar("ACCOUNT")
+
+
+def begin(app: str) -> None:
+    """A run of this app has begun."""
+    STEPS.set([])
+    ACCOUNT.set(Account(app=app))
+
+
+def note(*notes: str, **facts: Any) -> None:
+    """These facts are known from now on; sentences are added to those before."""
+    account = ACCOUNT.get()
+    ACCOUNT.set(account.model_copy(update={**facts, "notes": (*account.notes, *notes)}))
+
+
+def completed(report: Report) -> Report:
+    """The report of a run that did what was asked, with what is known of it."""
+    account = ACCOUNT.get()
+    return report.model_copy(update={"changes": account.changes, "notes": account.notes})
+
+
+def failed(failure: BaseException, interrupted: str = "Interrupted.") -> Report:
+    """The report of a run that did not; an interrupt is told with these words."""
+    account = ACCOUNT.get()
+    plan = account.plan
+    outcome: Outcome = "failed"
+    evidence = ""
+    if isinstance(failure, NonstopError):
+        outcome, evidence = failure.outcome, failure.evidence
+    return Report(
+        outcome=outcome,
+        app=account.app,
+        image=plan.app.image if plan else "",
+        blue=plan.blue if plan else None,
+        steps=tuple(STEPS.get() or ()),
+        changes=account.changes,
+        notes=account.notes,
+        message=sentence(failure, interrupted),
+        evidence=evidence,
+    )
+
+
+def sentence(failure: BaseException, interrupted: str = "Interrupted.") -> str:
+    """What happened and who serves now."""
+    if isinstance(failure, NonstopError):
+        return " ".join(part for part in (failure.what, failure.serves) if part)
+    return " ".join([interrupted, *_notes(failure)])
+
+
+def _notes(failure: BaseException | None) -> Iterator[str]:
+    """What a run that was interrupted said of who serves."""
+    while failure is not None:
+        yield from getattr(failure, "__notes__", ())
+        failure = failure.__context__

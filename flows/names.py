@@ -1,0 +1,46 @@
+"""What runs are called in Prefect: what is done, to which app, with which image or release."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from prefect.runtime import flow_run
+
+from tasks.bluegreen.app import NAME
+
+
+def deploy_name() -> str:
+    """Like `deploy shop registry.example.com/shop:1.5`."""
+    return name_of(flow_run.parameters)
+
+
+def name_of(deploy: Mapping[str, Any]) -> str:
+    """The same of a deploy with these parameters that has yet to start."""
+    app = deploy.get("app")
+    image = deploy.get("image") or _of(app, "image")
+    return " ".join(part for part in ("deploy", app_name(app), image) if part)
+
+
+def rollback_name() -> str:
+    """Like `rollback shop`, or `rollback shop to 41`."""
+    given = flow_run.parameters
+    to = given.get("to")
+    return f"rollback {app_name(given.get('app'))}".rstrip() + (f" to {to}" if to else "")
+
+
+def recover_name() -> str:
+    """Like `recover shop`; or `recover`, of all apps."""
+    return f"recover {app_name(flow_run.parameters.get('app'))}".rstrip()
+
+
+def app_name(app: Any) -> str:
+    """Of an app as a run was given it, whether the rest is right or not; empty: it has none."""
+    name = app if isinstance(app, str) else _of(app, "name")
+    return name if re.fullmatch(NAME, name) else ""
+
+
+def _of(app: Any, field: str) -> str:
+    value = app.get(field) if isinstance(app, dict) else getattr(app, field, "")
+    return value if isinstance(value, str) else ""

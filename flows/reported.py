@@ -1,0 +1,111 @@
+"""How a run begins and ends in Prefect: parameters that are right, and a state that tells."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from asyncio import CancelledError
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, ParamSpec, cast
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort, Pause, TerminationSignal
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+from pydantic import TypeAdapter, ValidationError
+
+from flows.account import begin, completed, failed
+from flows.artifact import publish
+from flows.names import app_name
+from tasks.bluegreen.app import complaints
+from tasks.bluegreen.errors import BadInput, NonstopError, Outcome, Postponed
+from tasks.bluegreen.model import Report
+
+P = ParamSpec("P")
+
+NAMES: dict[Outcome, str] = {"failed": "Failed", "refused": "Refused", "unknown": "Unknown"}
+
+
+def reported(story: Callable[P, Report]) -> Callable[P, Report]:
+    """A flow's function whose end is a state: `Completed`, `Unchanged`, `Refused`, `Failed`, ...
+
+    Whoever calls the flow gets the report, or has the failure raised, all the same. Parameters are
+    looked at here, so that the state says in a sentence what is wrong with them.
+    """
+    signature = inspect.signature(story, eval_str=True)
+    kinds = {name: TypeAdapter(of.annotation) for name, of in signature.parameters.items()}
+
+    @functools.wraps(story)
+    def run(*args: P.args, **kwargs: P.kwargs) -> State[Any]:
+        given = signature.bind(*args, **kwargs)
+        app = app_name(given.arguments.get("app"))
+        begin(app)
+        if app:
+            tag(app)
+        state: State[Any]
+        try:
+            given.arguments.update(understood(kinds, given.arguments))
+            report = completed(story(*given.args, **given.kwargs))
+        except Postponed as answer:
+            report = failed(answer)
+            state = Completed(name="Postponed", message=report.message, data=report)
+        except NonstopError as failure:
+            get_run_logger().error("%s", failure)
+            report = failed(failure)
+            state = Failed(name=NAMES[failure.outcome], message=report.message, data=failure)
+        except (Abort, Pause):
+            raise
+        except (KeyboardInterrupt, CancelledError, TerminationSignal) as interrupt:
+            if not is_cancelled():
+                publish(failed(interrupt), "interrupted")
+                raise
+            report = failed(interrupt, "Cancelled.")
+            state = Cancelled(message=report.message)
+        else:
+            name = "Completed" if report.changed else "Unchanged"
+            state = Completed(name=name, message=report.message, data=report)
+        publish(report, "succeeded" if state.name == "Completed" else str(state.name).lower())
+        return state
+
+    run.__signature__ = signature  # type: ignore[attr-defined]  # of types, not of their names
+    return cast("Callable[P, Report]", run)
+
+
+def is_cancelled() -> bool:
+    """Whether the server was asked to cancel this run; not, when it does not answer.
+
+    While signals are ours (`Interrupts`), Prefect takes a cancel for a crash.
+    """
+    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        state = client.read_flow_run(UUID(str(flow_run.id))).state
+        return state is not None and state.is_cancelling()
+    return False
+
+
+def understood(kinds: dict[str, TypeAdapter[Any]], given: dict[str, Any]) -> dict[str, Any]:
+    """The parameters as values of their types.
+
+    Raises:
+        BadInput: every one that is wrong, and why, in one sentence.
+    """
+    values, wrong = {}, []
+    for name, value in given.items():
+        try:
+            values[name] = kinds[name].validate_python(value)
+        except ValidationError as error:
+            wrong.append(complaints(error, name))
+    if wrong:
+        raise BadInput(f"{'; '.join(wrong)}. Nothing was touched.")
+    return values
+
+
+def tag(app: str) -> None:
+    """The run can be found by its app, however it was started."""
+    tags = {*flow_run.tags, f"app:{app}"}
+    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(str(flow_run.id)), tags=tags)

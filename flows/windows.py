@@ -1,0 +1,159 @@
+"""Requests that come outside a release window, and requests for a later time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime, timedelta
+from typing import NoReturn
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.objects import FlowRun
+from prefect.logging import get_run_logger
+from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Scheduled
+from prefect.utilities.urls import url_for
+
+from flows.account import note
+from flows.names import app_name, name_of
+from tasks.bluegreen.app import App
+from tasks.bluegreen.errors import BadInput, OutsideWindow, Postponed, Unavailable
+from tasks.bluegreen.window import is_open, next_opening
+
+
+def ensure_in_window(app: App, override: str) -> None:
+    """The App may be deployed now, or somebody gave a reason why it is all the same.
+
+    Raises:
+        Postponed: a run of the same deployment waits for the next opening.
+        OutsideWindow: this run is of no deployment, so that nobody would start it later.
+    """
+    now = datetime.now(UTC)
+    if is_open(app.window, now):
+        return
+    if override.strip():
+        note(f"Outside its release windows, with the reason: {override.strip()}")
+        get_run_logger().warning("%s: outside its release windows: %s", app.name, override.strip())
+        return
+    opening = next_opening(app.window, now)
+    _postpone(app, opening) if deployment.id else _refuse(app, opening)
+
+
+def schedule(app: App, at: str, **parameters: str | bool) -> str:
+    """A run of the app's deployment waits for that time; what was done, in a sentence.
+
+    Args:
+        app: what is going to be deployed.
+        at: time of day, today or tomorrow, or date and time, in this machine's time zone.
+        parameters: of the run, beside those of the deployment; empty ones are left out.
+
+    Raises:
+        BadInput: that is no time to come, or the server has no deployment of the app.
+        Unavailable: no Prefect server runs by itself, or it does not answer.
+    """
+    when = moment(at, datetime.now().astimezone())
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise Unavailable(
+            "A deploy at a later time needs a Prefect server and its runner: name the server in "
+            "PREFECT_API_URL. Nothing was scheduled."
+        )
+    try:
+        with get_client(sync_client=True) as client:
+            of_deploy = FlowFilter(name=FlowFilterName(any_=["deploy"]))
+            there = client.read_deployments(flow_filter=of_deploy)
+            found = next((d for d in there if app_name(d.parameters.get("app")) == app.name), None)
+            if found is None:
+                raise BadInput(
+                    f"The Prefect server at {url} has no deployment of {app.name}: make it with "
+                    "`prefect deploy --all`. Nothing was scheduled."
+                )
+            given = {name: value for name, value in parameters.items() if value}
+            run = client.create_flow_run_from_deployment(
+                found.id,
+                parameters=given,
+                name=name_of(found.parameters | given),
+                state=Scheduled(scheduled_time=when),
+                tags=[f"app:{app.name}"],
+            )
+    except httpx.HTTPError as error:
+        raise Unavailable(
+            f"The Prefect server at {url} did not schedule it ({error}). Nothing was scheduled."
+        ) from error
+    sentence = f"{app.name} is going to be deployed at {told(when, app)} by {_where(run)}."
+    if not is_open(app.window, when):
+        opening = told(next_opening(app.window, when), app)
+        sentence += f" That is outside its release windows: it then waits until {opening}."
+    return sentence
+
+
+def moment(at: str, now: datetime) -> datetime:
+    """The time that is meant: the next such time of day, or a date and time to come.
+
+    Raises:
+        BadInput: it is neither.
+    """
+    try:
+        if len(at) <= len("00:00"):
+            clock = datetime.strptime(at, "%H:%M").time()  # of the day, no date
+            days = (now.date() + timedelta(days=day) for day in range(3))
+            times = (datetime.combine(day, clock).astimezone() for day in days)
+            return next(time for time in times if time > now)
+        when = datetime.fromisoformat(at)
+    except ValueError as error:
+        raise BadInput(
+            f"{at!r} is not a time: write it like 03:00, or like 2030-01-31T03:00."
+        ) from error
+    when = when if when.tzinfo else when.astimezone()
+    if when <= now:
+        raise BadInput(f"{at!r} is over: name a time to come.")
+    return when
+
+
+def told(when: datetime, app: App) -> str:
+    """A time as the app's people read it: in the zone of its windows, else this machine's."""
+    zones = {window.time_zone for window in app.window}
+    window = app.window[0] if len(zones) == 1 else None
+    local = window.local(when) if window else when.astimezone()
+    return f"{local:%a %Y-%m-%d %H:%M %Z}"
+
+
+def _postpone(app: App, opening: datetime) -> NoReturn:
+    when = told(opening, app)
+    try:
+        with get_client(sync_client=True) as client:
+            given = client.read_flow_run(UUID(str(flow_run.id))).parameters
+            same = json.dumps([app.name, opening.isoformat(), given], sort_keys=True)
+            run = client.create_flow_run_from_deployment(
+                UUID(str(deployment.id)),
+                parameters=given,
+                name=name_of(given),
+                state=Scheduled(scheduled_time=opening, message=f"Its window opens {when}."),
+                tags=[f"app:{app.name}"],
+                idempotency_key=hashlib.sha256(same.encode()).hexdigest(),
+            )
+    except httpx.HTTPError as error:
+        raise Unavailable(
+            f"{app.name} may not be deployed before {when}, and the run for it could not be "
+            f"scheduled ({error}): ask again. Nothing was touched."
+        ) from error
+    raise Postponed(
+        f"{app.name} may not be deployed before {when}: {_where(run)} waits for it. "
+        "With a reason as `override` it is deployed at once."
+    )
+
+
+def _refuse(app: App, opening: datetime) -> NoReturn:
+    raise OutsideWindow(
+        f"{app.name} may not be deployed before {told(opening, app)}: ask again then, have it done "
+        f"by `nonstop deploy {app.name} --at {opening.astimezone():%Y-%m-%dT%H:%M}`, or give a "
+        "reason with `--override`. Nothing was touched."
+    )
+
+
+def _where(run: FlowRun) -> str:
+    return f"run {run.name} ({url_for(run) or run.id})"

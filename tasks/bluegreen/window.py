@@ -1,0 +1,92 @@
+"""Release windows: when an app may be deployed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from tasks.bluegreen.units import Frozen
+
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+LONGEST = timedelta(days=15)  # a week, and one more where the clock leaps over a window
+MINUTE = timedelta(minutes=1)
+
+
+def _clock(value: Any) -> Any:
+    """YAML reads an unquoted 22:00 as the number 1320."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value // 60:02}:{value % 60:02}"
+    return value
+
+
+TIME = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+Clock = Annotated[TIME, BeforeValidator(_clock, json_schema_input_type=TIME)]
+
+
+class Window(Frozen):
+    """Hours in which an app may be deployed, by the clock on the wall of its time zone."""
+
+    days: tuple[Day, ...] = Field(
+        default=DAYS, min_length=1, description="Days of the week on which it opens."
+    )
+    opens: Clock = Field(default="00:00", description="Time of day, hours and minutes, like 09:00.")
+    closes: Clock = Field(
+        default="00:00",
+        description="Time of day, hours and minutes, like 17:30; not later than `opens`: on the "
+        "next day.",
+    )
+    time_zone: str = Field(default="UTC", description="IANA time zone, like Europe/Berlin.")
+
+    @field_validator("time_zone")
+    @classmethod
+    def _is_a_time_zone(cls, value: str) -> str:
+        try:
+            _zone(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError(f"{value!r} is not a time zone, like Europe/Berlin or UTC") from error
+        return value
+
+    def local(self, at: datetime) -> datetime:
+        """The same moment by the clock on its wall."""
+        return at.astimezone(_zone(self.time_zone))
+
+
+def is_open(windows: Sequence[Window], at: datetime) -> bool:
+    """Whether one of the windows is open; always, when there is none."""
+    return not windows or any(_within(window, at) for window in windows)
+
+
+def next_opening(windows: Sequence[Window], at: datetime) -> datetime:
+    """The first moment, from `at` on, in which one of the windows is open; in UTC.
+
+    Minute by minute, so that every leap of the clocks is taken as it comes.
+    """
+    at = at.astimezone(UTC)
+    if is_open(windows, at):
+        return at
+    minute, last = at.replace(second=0, microsecond=0) + MINUTE, at + LONGEST
+    while minute < last and not is_open(windows, minute):
+        minute += MINUTE
+    return minute
+
+
+def _within(window: Window, at: datetime) -> bool:
+    local = window.local(at)
+    clock = f"{local.hour:02}:{local.minute:02}"
+    today, yesterday = DAYS[local.weekday()], DAYS[local.weekday() - 1]
+    if window.opens < window.closes:
+        return today in window.days and window.opens <= clock < window.closes
+    return (today in window.days and clock >= window.opens) or (
+        yesterday in window.days and clock < window.closes
+    )
+
+
+@cache
+def _zone(name: str) -> ZoneInfo:
+    return ZoneInfo(name)

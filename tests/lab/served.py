@@ -1,0 +1,101 @@
+"""A runner in a process of its own that serves the flows, as on a host of an operator's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+from prefect.settings import PREFECT_API_URL
+
+from tests.lab import history
+
+ROOT = Path(__file__).parents[2]
+SERVE = """
+import sys
+from prefect import serve
+from prefect.flows import EntrypointType
+from flows.deploy import deploy, rollback
+kind = EntrypointType.MODULE_PATH
+serve(*(f.to_deployment(sys.argv[1], entrypoint_type=kind) for f in (deploy, rollback)))
+"""
+PATIENCE = 90.0  # seconds for whatever is waited for
+
+
+class Served:
+    """Deployments of the flows and their runner, while entered."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name, self.log = f"lab-{os.getpid()}", folder / "runner.log"
+
+    def __enter__(self) -> Served:
+        changes = {
+            "PREFECT_API_URL": str(PREFECT_API_URL.value()),
+            "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", SERVE, self.name],
+                cwd=self.log.parent,
+                env=os.environ | changes,
+                stdout=log,
+                stderr=log,
+            )
+        self.ids = {flow: self._id(flow) for flow in ("deploy", "rollback")}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=PATIENCE)
+
+    def start(self, flow: str, **parameters: Any) -> str:
+        """A run as the UI starts it; its id."""
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        path = f"/deployments/{self.ids[flow]}/create_flow_run"
+        return str(history.ask("POST", path, body)["id"])
+
+    def _id(self, flow: str) -> str:
+        url = f"{PREFECT_API_URL.value()}/deployments/name/{flow}/{self.name}"
+        deadline = time.monotonic() + PATIENCE
+        while not (answer := httpx.get(url, timeout=30, trust_env=False)).is_success:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+        return str(answer.json()["id"])
+
+
+def until(run: str, *states: str, seconds: float = PATIENCE) -> dict[str, Any]:
+    """The run once it is in one of these states."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found: dict[str, Any] = history.ask("GET", f"/flow_runs/{run}")
+        if found["state_name"] in states:
+            return found
+        assert found["state_type"] not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"), found
+        assert time.monotonic() < deadline, found["state"]
+        time.sleep(0.2)
+
+
+def cancel(run: str) -> None:
+    """What the button in the UI does."""
+    state = {"state": {"type": "CANCELLING"}}
+    history.ask("POST", f"/flow_runs/{run}/set_state", state)
+
+
+def resume(run: str, **answer: str) -> dict[str, Any]:
+    """What the form in the UI does; what the server says to it."""
+    body = {"run_input": answer} if answer else {}
+    said: dict[str, Any] = history.ask("POST", f"/flow_runs/{run}/resume", body)
+    return said

@@ -1,0 +1,187 @@
+"""Somebody says yes before visitors get green; until then only whoever has the token meets it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.deploy import deploy
+from flows.recover import recover
+from tasks.ask_approval import ensure_answerable
+from tasks.bluegreen.errors import NotApproved, Unavailable
+from tasks.bluegreen.model import PREVIEW, Report
+from tests.lab import history
+from tests.lab.command import Command
+from tests.lab.served import Served, cancel, resume, until
+from tests.lab.shop import Shop
+
+TOKEN = re.compile(r"-H '(X-Nonstop-Preview): ([0-9a-f]{32})'")
+
+
+@pytest.fixture
+def aside() -> Iterator[ThreadPoolExecutor]:
+    """Where a run waits for an answer while the test goes on."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def site(shop: Shop) -> str:
+    """The text of the shop's site in the proxy."""
+    return shop.exec(f"cat /etc/nginx/nonstop/sites/nonstop-{shop.name}.conf")
+
+
+def waiting(
+    aside: ThreadPoolExecutor, shop: Shop, within: float = 60, **changes: Any
+) -> tuple[Future[Report], str]:
+    """A deploy that waits for its approval; its future, and its run's id."""
+    app = shop.app("two", **changes)
+    run = copy_context().run
+    future = aside.submit(run, lambda: deploy(app=app, approve=True, approve_within=within))
+    while not (paused := [r for r in history.runs(shop.name) if r["state_name"] == "Paused"]):
+        assert not future.done(), future.exception()
+        time.sleep(0.2)
+    return future, str(paused[0]["id"])
+
+
+def header(shop: Shop) -> dict[str, str]:
+    """The preview's header, as its artifact tells it."""
+    told = TOKEN.search(history.artifact(f"approval-{shop.name}"))
+    assert told
+    return {told[1]: told[2]}
+
+
+def test_only_the_header_reaches_green_and_a_yes_makes_it_live(shop: Shop, served: Served) -> None:
+    shop.deploy("one")
+    with shop.visitors() as heard:
+        run = served.start(
+            "deploy",
+            image="hello:v2",
+            app=shop.described(environment=shop.description["environment"] | {"RELEASE": "two"}),
+            approve=True,
+        )
+        until(run, "Paused")
+        token = header(shop)
+        for _ in range(8):
+            seen = shop.get(**token)
+            assert (seen.headers["X-Release"], seen.headers["X-Nonstop-Release"]) == ("two", "2")
+            seen = shop.get()
+            assert (seen.headers["X-Release"], seen.headers["X-Nonstop-Release"]) == ("one", "1")
+            for wrong in ("", "x", next(iter(token.values()))[:-1]):
+                assert shop.get(**{"X-Nonstop-Preview": wrong}).headers["X-Release"] == "one"
+        assert set(heard.releases) <= {"one"}
+        assert resume(run, approve="perhaps", by="Kim")["status"] == "REJECT"
+        assert resume(run, approve="yes")["status"] == "REJECT"  # by whom?
+        assert resume(run, approve="yes", by="Kim", why="looks good")["status"] == "ACCEPT"
+        until(run, "Completed")
+    assert heard.lost == 0, heard.losses
+    assert shop.releases() == {"two"}
+    assert PREVIEW not in site(shop)
+    assert shop.get(**token).headers["X-Release"] == "two"
+    told = history.report(shop.name)
+    assert "\nApproved by Kim: looks good.\n" in told
+    everything = history.everything()
+    value = next(iter(token.values()))
+    assert value not in told
+    assert value not in everything.replace(f"X-Nonstop-Preview: {value}", "")
+    assert f"ask-approval {shop.name}-2" in history.steps({"id": run})
+
+
+def test_a_no_goes_back_and_says_who_refused(shop: Shop, aside: ThreadPoolExecutor) -> None:
+    shop.deploy("one")
+    before = site(shop)
+    future, run = waiting(aside, shop)
+    assert header(shop)
+    assert resume(run, by="Kim", why="a typo")["status"] == "ACCEPT"  # `no` is the default
+    with pytest.raises(NotApproved) as caught:
+        future.result(timeout=60)
+    assert caught.value.what == f"Release 2 of {shop.name} was refused by Kim: a typo."
+    assert caught.value.serves == "Release 1 serves, as before."
+    assert until(run, "Failed")["state"]["message"].startswith("Release 2 of")
+    assert shop.releases() == {"one"}
+    assert site(shop) == before
+    assert set(shop.containers()) == {"1-1", "1-2"}
+
+
+def test_no_answer_is_a_no(shop: Shop, aside: ThreadPoolExecutor) -> None:
+    shop.deploy("one")
+    future, run = waiting(aside, shop, within=4)
+    with pytest.raises(NotApproved, match=r"Nobody approved release 2 of .* within 4 s"):
+        future.result(timeout=60)
+    state = until(run, "Failed")["state"]
+    assert "Nobody approved" in state["message"]
+    assert "Release 1 serves, as before." in state["message"]
+    assert shop.releases() == {"one"}
+    assert PREVIEW not in site(shop)
+
+
+def test_a_run_that_waits_is_cancelled_and_goes_back(shop: Shop, served: Served) -> None:
+    shop.deploy("one")
+    run = served.start("deploy", app=shop.described(image="hello:v2"), approve=True)
+    until(run, "Paused")
+    assert PREVIEW in site(shop)
+    cancel(run)
+    until(run, "Cancelled")
+    assert shop.live() == 1
+    assert PREVIEW not in site(shop)
+    assert set(shop.containers()) == {"1-1", "1-2"}
+
+
+def test_a_preview_that_a_dead_run_left_is_taken_away(command: Command) -> None:
+    shop = command.shop
+    shop.deploy("one")
+    before = site(shop)
+    process = command.start("deploy", shop.name, "--approve", "--force")
+    try:
+        while PREVIEW not in site(shop):
+            assert process.poll() is None
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.communicate()
+    recover(shop.name, wait=60)
+    assert site(shop) == before
+    assert set(shop.containers()) == {"1-1", "1-2"}
+
+
+def test_a_template_of_one_s_own_previews_when_it_uses_the_pool(
+    shop: Shop, aside: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.conf.j2"
+    text = (Path(__file__).parents[1] / "templates" / "site.conf.j2").read_text()
+    own.write_text(text.replace("{{ pool }}", "{{ upstream }}"))
+    shop.description["proxy"]["template"] = str(own)
+    shop.deploy("one")
+    future, run = waiting(aside, shop)
+    assert "does not use `pool`, so there is no preview" in history.artifact(
+        f"approval-{shop.name}"
+    )
+    resume(run, approve="yes", by="Kim")
+    assert future.result(timeout=60).release == 2
+
+
+def test_a_first_deploy_and_a_rollback_are_approved_too(
+    shop: Shop, aside: ThreadPoolExecutor
+) -> None:
+    future, run = waiting(aside, shop)
+    assert "No release serves yet, so there is no preview" in history.artifact(
+        f"approval-{shop.name}"
+    )
+    resume(run, approve="yes", by="Kim")
+    assert future.result(timeout=60).release == 1
+
+
+def test_without_a_server_nobody_could_say_yes() -> None:
+    ensure_answerable(False)
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        pytest.raises(Unavailable, match="needs a Prefect server, in whose UI somebody says yes"),
+    ):
+        ensure_answerable(True)

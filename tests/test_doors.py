@@ -1,0 +1,112 @@
+"""Runs that a server's runner makes: cancelled, postponed, scheduled for later."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tasks.bluegreen.window import DAYS
+from tests.lab import history
+from tests.lab.command import Command
+from tests.lab.served import Served, cancel, until
+from tests.lab.shop import Shop
+
+
+def closed() -> dict[str, Any]:
+    """A window that opens in two days, for an hour."""
+    day = datetime.now(UTC) + timedelta(days=2)
+    return {"days": [DAYS[day.weekday()]], "opens": "12:00", "closes": "13:00"}
+
+
+def scheduled(app: str) -> list[dict[str, Any]]:
+    """The runs of an app that wait for their time."""
+    body = {
+        "flow_runs": {"tags": {"all_": [f"app:{app}"]}, "state": {"type": {"any_": ["SCHEDULED"]}}}
+    }
+    found: list[dict[str, Any]] = history.ask("POST", "/flow_runs/filter", body)
+    return found
+
+
+def test_a_cancel_in_the_ui_goes_back_and_ends_as_cancelled(shop: Shop, served: Served) -> None:
+    shop.deploy("one")
+    with shop.visitors(kinds=["get", "post"]) as heard:
+        app = shop.described(image="hello:v2", verify={"bake_time": 60})
+        run = served.start("deploy", app=app)
+        while shop.get().headers["X-Nonstop-Release"] != "2":
+            until(run, "Running", "Scheduled", "Late", "Pending")
+        cancel(run)
+        ended = until(run, "Cancelled")
+    assert heard.lost == 0, heard.losses
+    said = "Cancelled. Release 1 serves, as before."
+    assert (ended["state_type"], ended["state"]["message"]) == ("CANCELLED", said)
+    assert shop.live() == 1
+    assert set(shop.containers()) == {"1-1", "1-2"}
+    assert f"roll-back {shop.name}-2" in history.until_steps(ended, "roll-back")
+    told = history.report(shop.name)
+    assert told.startswith(f"# {shop.name}: cancelled\n\n{said}\n")
+
+
+def test_a_request_outside_the_window_waits_as_a_run_for_the_next_opening(
+    shop: Shop, served: Served
+) -> None:
+    app = shop.described(window=[closed()])
+    first, second = (served.start("deploy", app=app) for _ in range(2))
+    states = [until(run, "Postponed")["state"] for run in (first, second)]
+    (waits,) = scheduled(shop.name)  # both wait as one
+    opening = (datetime.now(UTC) + timedelta(days=2)).strftime("%Y-%m-%d 12:00 UTC")
+    for state in states:
+        assert state["type"] == "COMPLETED"
+        assert f"{shop.name} may not be deployed before " in state["message"]
+        assert opening in state["message"]
+        assert waits["id"] in state["message"]
+    assert waits["expected_start_time"][:16] == opening[:16].replace(" ", "T")
+    assert waits["parameters"]["app"]["name"] == shop.name
+    assert waits["name"] == f"deploy {shop.name} hello:v1"
+    assert history.report(shop.name).startswith(f"# {shop.name}: postponed\n")
+    assert shop.containers() == {}
+
+
+def test_a_reason_overrides_the_window_and_is_in_the_report(command: Command) -> None:
+    command.describe(window=[closed()])
+    shop = command.shop
+    _, err = command.run("deploy", shop.name, code=2)
+    said = " ".join(err.split())
+    assert f"{shop.name} may not be deployed before" in said
+    assert f"nonstop deploy {shop.name} --at " in said
+    assert shop.containers() == {}
+    command.run("deploy", shop.name, "--override", "the shop is down")
+    assert shop.live() == 1
+    told = history.report(shop.name)
+    assert "\nOutside its release windows, with the reason: the shop is down\n" in told
+
+
+def test_a_deploy_at_a_later_time_is_a_run_of_the_app_s_deployment(
+    command: Command, served: Served
+) -> None:
+    shop = command.shop
+    _, err = command.run("deploy", shop.name, "--at", "03:00", code=2)
+    assert f"has no deployment of {shop.name}: make it with `prefect deploy --all`" in " ".join(
+        err.split()
+    )
+    deployment = history.ask("GET", f"/deployments/{served.ids['deploy']}")
+    body = {
+        "name": shop.name,
+        "flow_id": deployment["flow_id"],
+        "parameters": {"app": shop.described()},
+        "parameter_openapi_schema": deployment["parameter_openapi_schema"],
+    }
+    history.ask("POST", "/deployments/", body)
+    out, _ = command.run("deploy", shop.name, "--image", "hello:v2", "--at", "03:00", "--json")
+    said = json.loads(out)
+    (waits,) = scheduled(shop.name)
+    assert waits["id"] in said["message"]
+    assert waits["parameters"] == {"app": shop.described(), "image": "hello:v2"}
+    assert waits["name"] == f"deploy {shop.name} hello:v2"
+    start = datetime.fromisoformat(waits["expected_start_time"]).astimezone()
+    assert (start.hour, start.minute) == (3, 0)
+    assert timedelta(0) < start - datetime.now().astimezone() <= timedelta(days=1, hours=1)
+    command.environment = command.environment | {"PREFECT_API_URL": ""}
+    _, err = command.run("deploy", shop.name, "--at", "03:00", code=2)
+    assert "needs a Prefect server and its runner" in " ".join(err.split())
+    assert shop.containers() == {}

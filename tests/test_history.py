@@ -1,0 +1,114 @@
+"""What a colleague reads in the Prefect UI: names, tags, states, steps and reports."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from flows.artifact import markdown
+from flows.deploy import deploy, rollback
+from tasks.bluegreen.errors import BadInput, BadTraffic, NothingKept, ReplicaCrashed
+from tasks.bluegreen.model import Report
+from tests.lab import history
+from tests.lab.shop import Shop
+
+
+def test_a_run_s_names_tags_steps_and_report_tell_app_release_and_image(shop: Shop) -> None:
+    shop.deploy("one", replicas=1)
+    (run,) = history.runs(shop.name)
+    assert run["name"] == f"deploy {shop.name} hello:v1"
+    assert run["state_name"] == "Completed"
+    assert run["state"]["message"] == f"Release 1 of {shop.name} serves."
+    of_release = [f"{step} {shop.name}-1" for step in ("start-green", "health-check")]
+    named = history.until_steps(run, "teardown-blue")
+    assert named[:4] == [
+        f"preflight {shop.name}",
+        f"observe {shop.name}",
+        f"compare {shop.name}",
+        of_release[0],
+    ] or set(of_release) <= set(named)
+    assert len(named) == len(set(named))
+    with shop.visitors(kinds=["get"]):
+        shop.deploy("two", image="hello:v2", verify={"bake_time": 1.5}, health={"checks": 3})
+    told = history.report(shop.name)
+    assert told.startswith(f"# {shop.name}: succeeded\n\nRelease 2 of {shop.name} serves.\n")
+    ids = [shop.api.inspect_image(image)["Id"][:19] for image in ("hello:v1", "hello:v2")]
+    for line in (
+        "## Changed\n\n- `image: hello:v1 -> hello:v2`\n",
+        f"- `id: {ids[0]} -> {ids[1]}`",
+        "- `environment.RELEASE`",
+        "- `health.checks: 2 -> 3`",
+        "- `replicas: 1 -> 2`",
+        "\n| start-green | ",
+        f"\nTo go back: `nonstop rollback {shop.name}`.",
+    ):
+        assert line in told, told
+    watched = re.search(r"\| visitors \| (\d+) \| 0 \|", told)
+    assert watched
+    assert int(watched[1]) > 20
+    shop.rollback()
+    assert history.runs(shop.name)[0]["name"] == f"rollback {shop.name}"
+    assert "- `image: hello:v2 -> hello:v1`" in history.report(shop.name)
+
+
+def test_a_failure_s_report_has_its_reason_its_evidence_and_who_serves(shop: Shop) -> None:
+    shop.deploy("one")
+    with pytest.raises(ReplicaCrashed):
+        shop.deploy("two", environment={"CRASH": "start"})
+    run = history.runs(shop.name)[0]
+    assert (run["state_type"], run["state_name"]) == ("FAILED", "Failed")
+    message = run["state"]["message"]
+    assert re.fullmatch(r"\S+-2-[12] ended .*[.] Release 1 serves, as before[.]", message)
+    assert f"roll-back {shop.name}-2" in history.until_steps(run, "roll-back")
+    told = history.report(shop.name)
+    assert told.startswith(f"# {shop.name}: failed\n\n{message}\n")
+    assert re.search(r"## Evidence\n\n```text\n(.*\n)*.*the database is not there(.*\n)*```", told)
+    assert "| roll-back | " in told
+    assert f"`nonstop status {shop.name}`" in told
+    with pytest.raises(BadTraffic):
+        shop.deploy("two", verify={"bake_time": 5, "status": [204]})
+    assert "failed 3 requests in a row" in history.report(shop.name)
+
+
+def test_a_refusal_and_what_serves_already_have_states_and_reports_of_their_own(
+    shop: Shop,
+) -> None:
+    shop.deploy("one")
+    with pytest.raises(NothingKept):
+        shop.rollback()
+    run = history.runs(shop.name)[0]
+    assert (run["state_type"], run["state_name"]) == ("FAILED", "Refused")
+    assert "\n" not in run["state"]["message"]
+    assert "no kept release to roll back to" in run["state"]["message"]
+    assert history.report(shop.name).startswith(f"# {shop.name}: refused\n")
+    shop.deploy("one", force=False)
+    assert history.runs(shop.name)[0]["state_name"] == "Unchanged"
+    told = history.report(shop.name)
+    assert told.startswith(f"# {shop.name}: unchanged\n")
+    assert f"`nonstop deploy {shop.name} --force`" in told
+
+
+def test_wrong_parameters_are_refused_in_a_sentence(shop: Shop) -> None:
+    wrong = shop.described(replicas=0) | {"prot": 80}
+    with pytest.raises(BadInput, match=re.escape("app.replicas: input should be greater")):
+        deploy(app=wrong, wait=-1)  # type: ignore[call-overload]  # as the API hands it over
+    state = history.runs(shop.name)[0]["state"]
+    assert state["name"] == "Refused"
+    for part in ("app.prot: there is no such field", "wait: input should be greater", "touched."):
+        assert part in state["message"]
+    assert "\n" not in state["message"]
+    with pytest.raises(BadInput, match=r"app: string should match pattern .*given: 'No App'"):
+        rollback("No App")
+
+
+def test_a_report_shows_what_an_app_prints_as_it_is() -> None:
+    report = Report(
+        outcome="failed",
+        app="shop",
+        message="shop-2-1 says <b>no</b>.",
+        evidence="one\n```\n# two\n````\n<script>",
+    )
+    told = markdown(report, "failed")
+    assert "says &lt;b>no&lt;/b>." in told
+    assert "`````text\none\n```\n# two\n````\n<script>\n`````" in told
