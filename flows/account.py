@@ -19,6 +19,7 @@ class Account(Frozen):
     plan: Plan | None = None
     changes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    report: Report | None = None
 
 
 ACCOUNT: ContextVar[Account] = ContextVar("ACCOUNT")
@@ -39,7 +40,9 @@ def note(*notes: str, **facts: Any) -> None:
 def completed(report: Report) -> Report:
     """The report of a run that did what was asked, with what is known of it."""
     account = ACCOUNT.get()
-    return report.model_copy(update={"changes": account.changes, "notes": account.notes})
+    report = report.model_copy(update={"changes": account.changes, "notes": account.notes})
+    note(report=report)
+    return report
 
 
 def failed(failure: BaseException, interrupted: str = "Interrupted.") -> Report:
@@ -50,7 +53,7 @@ def failed(failure: BaseException, interrupted: str = "Interrupted.") -> Report:
     evidence = ""
     if isinstance(failure, NonstopError):
         outcome, evidence = failure.outcome, failure.evidence
-    return Report(
+    report = Report(
         outcome=outcome,
         app=account.app,
         image=plan.app.image if plan else "",
@@ -61,6 +64,14 @@ def failed(failure: BaseException, interrupted: str = "Interrupted.") -> Report:
         message=sentence(failure, interrupted),
         evidence=evidence,
     )
+    note(report=report)
+    return report
+
+
+def ended() -> Report | None:
+    """The report of the run that ended last, if it came to its end, also where Prefect did not."""
+    account = ACCOUNT.get(None)
+    return account.report if account else None
 
 
 def sentence(failure: BaseException, interrupted: str = "Interrupted.") -> str:

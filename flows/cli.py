@@ -17,6 +17,9 @@ from typing import Annotated
 # Before Prefect is imported: its log lines are shown by us, its embedded server may start slowly.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+# A server that goes away must not keep us: what was done is told without it.
+os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "2")
+os.environ.setdefault("PREFECT_API_REQUEST_TIMEOUT", "10")
 if not os.environ.get("PREFECT_API_URL"):  # an empty one would be taken for an address
     os.environ.pop("PREFECT_API_URL", None)
 
@@ -29,7 +32,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows.account import sentence
+from flows.account import ended, sentence
 from flows.deploy import deploy, rollback
 from flows.doctor import examine
 from flows.inventory import FILE, load, load_all
@@ -204,11 +207,37 @@ def main() -> None:
 
 def _run(app: str, as_json: bool, start: Callable[[], Report]) -> None:
     with _outcomes(app, as_json), _prefect(), progress(app):
-        report = start()
+        try:
+            report = start()
+        except httpx.HTTPError as error:
+            report = _without_prefect(error)
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
         print_report(report)
+
+
+def _without_prefect(error: httpx.HTTPError) -> Report:
+    """The report of a run that Prefect's server did not live to see.
+
+    Raises:
+        NonstopError: the run's own failure; its end is not in Prefect's history.
+        Unavailable: the run did not begin, as far as is known here.
+    """
+    report = ended()
+    if report is None:
+        raise Unavailable(
+            f"The Prefect server does not answer ({error}): look at it, and at `nonstop status`, "
+            "then try again."
+        ) from error
+    ERR.print(
+        f"The Prefect server went away, so its history lacks the end: {error}", style="yellow"
+    )
+    if report.outcome != "succeeded":
+        failure = NonstopError(report.message, report.evidence)
+        failure.outcome = report.outcome
+        raise failure from error
+    return report
 
 
 @contextmanager
