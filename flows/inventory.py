@@ -32,7 +32,12 @@ def load(name: str, file: Path = FILE) -> App:
     return parse(described[name])
 
 
-def _described(file: Path) -> dict[str, Any]:
+def deployments(file: Path = FILE) -> list[dict[str, Any]]:
+    """Every deployment of the inventory as it is written, environment variables filled in.
+
+    Raises:
+        BadInput: no such file, it is not YAML, or it has no deployments.
+    """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -42,17 +47,22 @@ def _described(file: Path) -> dict[str, Any]:
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{file} is not YAML: {' '.join(str(error).split())}.") from error
-    deployments = content.get("deployments") if isinstance(content, dict) else None
-    if not isinstance(deployments, list):
+    found = content.get("deployments") if isinstance(content, dict) else None
+    if not isinstance(found, list):
         raise BadInput(f"{file} has no list of `deployments`.")
+    filled: Any = apply_values(found, {}, remove_notset=False)
+    return [entry for entry in filled if isinstance(entry, dict)]
+
+
+def _described(file: Path) -> dict[str, Any]:
     described: dict[str, Any] = {}
-    for deployment in deployments:
-        if isinstance(deployment, dict) and deployment.get("entrypoint") == ENTRYPOINT:
+    for deployment in deployments(file):
+        if deployment.get("entrypoint") == ENTRYPOINT:
             parameters = deployment.get("parameters")
             app = parameters.get("app") if isinstance(parameters, dict) else None
             if not isinstance(app, dict):
                 raise BadInput(f"{file}: deployment {deployment.get('name')} has no `app`.")
-            described[str(app.get("name"))] = apply_values(app, {}, remove_notset=False)
+            described[str(app.get("name"))] = app
     return described
 
 
