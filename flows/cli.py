@@ -31,6 +31,7 @@ from prefect.settings import (
 
 from flows.deploy import deploy, rollback
 from flows.inventory import FILE, load
+from flows.parts import Address, Parts
 from flows.progress import ERR, progress
 from flows.report import (
     describe,
@@ -40,6 +41,8 @@ from flows.report import (
     print_report,
     print_status,
 )
+from flows.units import DIRECTORY, next_steps, write_units
+from flows.up import up
 from tasks.bluegreen.app import with_image
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.environment import MASK
@@ -117,6 +120,27 @@ def plan(app: Name, image: Image = None, file: Inventory = FILE, as_json: AsJson
             print_json(planned.model_dump(mode="json"))
         else:
             print_plan(planned, seen)
+
+
+@command.command("up")
+def up_command(
+    file: Inventory = FILE,
+    server: Annotated[
+        str, typer.Option(help="Where the Prefect server listens; not with PREFECT_API_URL.")
+    ] = "127.0.0.1:4200",
+    notify: Annotated[
+        str | None, typer.Option(help="TYPE/NAME of the Prefect block that tells of failures.")
+    ] = None,
+    systemd: Annotated[bool, typer.Option(help="Write systemd units instead.")] = False,
+    directory: Annotated[Path, typer.Option(help="Where --systemd writes them.")] = DIRECTORY,
+) -> None:
+    """Run everything for this host: Prefect server, the inventory's deployments, automations."""
+    with _outcomes("", as_json=False):
+        parts = Parts.of(file, Address.parse(server), notify)
+        if systemd:
+            print(next_steps(write_units(parts, directory)))
+        else:
+            up(parts)
 
 
 def main() -> None:
