@@ -33,11 +33,13 @@ from flows.deploy import deploy, rollback
 from flows.inventory import FILE, load
 from flows.parts import Address, Parts
 from flows.progress import ERR, progress
+from flows.recover import recover
 from flows.report import (
     describe,
     print_failure,
     print_json,
     print_plan,
+    print_recovered,
     print_report,
     print_status,
 )
@@ -84,6 +86,23 @@ def rollback_command(
 ) -> None:
     """Return APP to the release before the live one, or to the one named by --to."""
     _run(app, as_json, lambda: rollback(app, to, wait))
+
+
+@command.command("recover")
+def recover_command(
+    app: Annotated[
+        str | None, typer.Argument(metavar="[APP]", help="Name of the app; none: all.")
+    ] = None,
+    wait: Wait = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Finish or undo what a run of APP, or of any app, left when it died."""
+    with _outcomes(app or "", as_json), _prefect(), progress(app or "recover"):
+        reports = recover(app, wait)
+    if as_json:
+        print_json([report.model_dump(mode="json") for report in reports])
+    else:
+        print_recovered(reports)
 
 
 @command.command()

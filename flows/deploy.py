@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 
 from prefect import flow
-from prefect.exceptions import Abort, Pause
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 
 from flows.interrupts import Interrupts
+from flows.recover import recover_afterwards, recovered
+from flows.way_back import WayBack, retire
 from tasks.bluegreen.app import App, with_image
-from tasks.bluegreen.errors import Failed, NonstopError, Refused, StateUnknown
-from tasks.bluegreen.model import Drained, Plan, Replica, Report, Step, Verified
+from tasks.bluegreen.errors import NonstopError
+from tasks.bluegreen.model import Observed, Plan, Report
 from tasks.bluegreen.plan import plan_deploy, plan_rollback
 from tasks.health_check import health_check
 from tasks.locked import locked
@@ -19,16 +21,20 @@ from tasks.observe import observe
 from tasks.preflight import preflight
 from tasks.reload_nginx import reload_nginx
 from tasks.render_config import render_config
-from tasks.roll_back import roll_back
 from tasks.start_green import start_green
 from tasks.step import STEPS
-from tasks.teardown_blue import teardown_blue
 from tasks.verify_traffic import verify_traffic
 
 HOURS = 3600
 
 
-@flow(name="deploy", timeout_seconds=3 * HOURS, persist_result=False)
+@flow(
+    name="deploy",
+    timeout_seconds=3 * HOURS,
+    persist_result=False,
+    on_crashed=[recover_afterwards],
+    on_cancellation=[recover_afterwards],
+)
 def deploy(app: App, image: str | None = None, wait: float = 0) -> Report:
     """Replace an app's live release by a new one; visitors notice nothing.
 
@@ -41,10 +47,17 @@ def deploy(app: App, image: str | None = None, wait: float = 0) -> Report:
     app = with_image(app, image)
     preflight(app)
     with locked(app.name, app.proxy, wait) as holder:
-        return replace(plan_deploy(app, observe(app.name, app.proxy), holder))
+        seen = recovered(observe(app.name, app.proxy), app.proxy, holder)
+        return replace(plan_deploy(app, seen, holder, str(flow_run.id or "")))
 
 
-@flow(name="rollback", timeout_seconds=3 * HOURS, persist_result=False)
+@flow(
+    name="rollback",
+    timeout_seconds=3 * HOURS,
+    persist_result=False,
+    on_crashed=[recover_afterwards],
+    on_cancellation=[recover_afterwards],
+)
 def rollback(app: str, to: int | None = None, wait: float = 0) -> Report:
     """Return to an earlier release: its image, environment and settings, under a new number.
 
@@ -54,75 +67,48 @@ def rollback(app: str, to: int | None = None, wait: float = 0) -> Report:
         wait: Seconds to wait for another run of this app; 0: give up at once.
     """
     STEPS.set([])
-    kept = plan_rollback(observe(app), to).app
+    seen = observe(app)
+    kept = plan_rollback(seen, to).app
     preflight(kept, rollback=True)
     with locked(app, kept.proxy, wait) as holder:
-        return replace(plan_rollback(observe(app), to, holder))
+        now = recovered(observe(app, kept.proxy), kept.proxy, holder)
+        if returned := returned_by_recovery(seen, now, to):
+            return returned
+        return replace(plan_rollback(now, to, holder, str(flow_run.id or "")))
 
 
 def replace(plan: Plan) -> Report:
     """Green instead of blue; or, after any failure, blue as before and the failure raised."""
-    log = get_run_logger()
-    log.info("%s: release %d replaces %s", plan.app.name, plan.green, plan.blue or "nothing")
-    replicas: tuple[Replica, ...] = ()
+    get_run_logger().info(
+        "%s: release %d replaces %s", plan.app.name, plan.green, plan.blue or "nothing"
+    )
     with Interrupts() as interrupts:
-        try:
+        with WayBack(plan, interrupts) as way:
             replicas = start_green(plan)
+            way.touched = True
             health_check(plan, replicas)
             site = render_config(plan, replicas)
             reload_nginx(plan, site)
             verified = verify_traffic(plan, replicas)
-        except (Abort, Pause):
-            raise
-        except BaseException as failure:  # a cancelled run raises no Exception
-            interrupts.ignored = True
-            serves = roll_back(plan, str(failure) or type(failure).__name__)
-            log.warning(serves)
-            if not isinstance(failure, Exception):
-                failure.add_note(serves)
-                raise
-            raise told(plan, failure, serves, touched=bool(replicas)) from failure
-        drained, pending = None, ""
-        try:
-            drained = teardown_blue(plan)
-        except (Abort, Pause, StateUnknown):
-            raise
-        except BaseException as failure:
-            # Green serves and is good: a failed cleanup undoes nothing.
-            pending = "Cleanup is pending, the next deploy finishes it"
-            if not isinstance(failure, Exception):
-                failure.add_note(f"Release {plan.green} serves. {pending}.")
-                raise
-            pending += f" ({failure})."
-            log.warning(pending)
-    return _report(plan, verified, drained, pending)
+        return retire(plan, verified)
 
 
-def told(plan: Plan, failure: Exception, serves: str, *, touched: bool) -> NonstopError:
-    """The failure as one of ours, with who serves; `Refused` only if nothing was touched."""
-    if isinstance(failure, NonstopError) and not (touched and isinstance(failure, Refused)):
-        error = failure
-    elif isinstance(failure, NonstopError):
-        error = Failed(failure.what, failure.evidence)
-    else:
-        error = Failed(f"{plan.app.name}: {type(failure).__name__}: {failure}.")
-    error.serves = serves
-    return error
-
-
-def _report(plan: Plan, verified: Verified, drained: Drained | None, pending: str) -> Report:
-    steps: list[Step] = STEPS.get() or []
+def returned_by_recovery(before: Observed, now: Observed, to: int | None) -> Report | None:
+    """A report if recovery went back from a bad release already, as far as was asked for."""
+    if before.live is None or now.live is None or now.live.number >= before.live.number:
+        return None
+    if to not in (None, now.live.number):
+        return None
+    live = now.release(now.live.number)
     return Report(
         outcome="succeeded",
-        app=plan.app.name,
-        release=plan.green,
-        image=plan.app.image,
-        blue=plan.blue,
-        steps=tuple(steps),
-        verified=verified,
-        drained=drained,
-        cleanup="pending" if pending else "done",
-        message=f"Release {plan.green} of {plan.app.name} serves. {pending}".strip(),
+        app=now.app,
+        release=now.live.number,
+        image=live.image if live else "",
+        blue=before.live.number,
+        steps=tuple(STEPS.get() or []),
+        message=f"Release {now.live.number} of {now.app} serves: the run that made release "
+        f"{before.live.number} live had died, so that was taken back.",
     )
 
 

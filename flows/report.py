@@ -13,6 +13,7 @@ from flows.progress import ERR
 from tasks.bluegreen.errors import Outcome
 from tasks.bluegreen.model import Live, Observed, Plan, Report
 from tasks.bluegreen.plan import plan_retirement, role
+from tasks.bluegreen.recovery import plan_recovery, recovery_lines
 
 OUT = Console(highlight=False)
 
@@ -40,6 +41,14 @@ def print_report(report: Report) -> None:
         OUT.print(f"drained in {report.drained.seconds:.1f} s{cut}")
     OUT.print(f"[bold green]{report.outcome}[/]", end=" ")
     OUT.print(report.message, markup=False, soft_wrap=True)
+
+
+def print_recovered(reports: Sequence[Report]) -> None:
+    """A sentence for each app."""
+    for report in reports:
+        OUT.print(report.message, markup=False, soft_wrap=True)
+    if not reports:
+        OUT.print("No app is deployed on this engine.")
 
 
 def print_failure(outcome: Outcome, message: str, evidence: str) -> None:
@@ -104,15 +113,15 @@ def _print_one(seen: Observed) -> None:
     if not seen.loaded:
         OUT.print(
             "The site's file is not what the running nginx has loaded: a run died between the two. "
-            f"`nonstop deploy {seen.app}` or `nonstop rollback {seen.app}` puts it right.",
+            f"`nonstop recover {seen.app}` puts it right.",
             style="yellow",
         )
 
 
 def _plan_lines(planned: Plan, seen: Observed) -> Iterator[str]:
     app = planned.app
-    for number in planned.leftovers:
-        yield f"remove release {number}, abandoned by a run that died"
+    recovery = plan_recovery(seen)
+    yield from recovery_lines(recovery)
     yield f"start release {planned.green} from {app.image} (pull_policy: {app.pull_policy}):"
     for index, address in enumerate(planned.addresses, start=1):
         yield f"  {app.name}-{planned.green}-{index} at {address}:{app.port}"
@@ -129,7 +138,7 @@ def _plan_lines(planned: Plan, seen: Observed) -> Iterator[str]:
     after = seen.model_copy(
         update={
             "live": Live(number=planned.green, generation=""),
-            "releases": tuple(r for r in seen.releases if r.number not in planned.leftovers),
+            "releases": tuple(r for r in seen.releases if r.number not in recovery.remove),
         }
     )
     retirement = plan_retirement(after, app.keep)

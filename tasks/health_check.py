@@ -29,9 +29,15 @@ def health_check(plan: Plan, replicas: tuple[Replica, ...]) -> None:
         ReplicaCrashed: at once, with the last lines of its log.
         Unhealthy: `health.deadline` passed; with what each replica said last.
     """
+    with Engine() as engine:
+        until_healthy(engine, Nginx(engine, plan.app.proxy), plan, replicas)
+
+
+def until_healthy(engine: Engine, nginx: Nginx, plan: Plan, replicas: tuple[Replica, ...]) -> None:
+    """The same, for whoever has an engine and the proxy at hand."""
     app, health = plan.app, plan.app.health
-    with Engine() as engine, ThreadPoolExecutor(len(replicas)) as pool:
-        probe = nearest(engine, Nginx(engine, app.proxy))
+    with ThreadPoolExecutor(len(replicas)) as pool:
+        probe = nearest(engine, nginx)
         began = told = time.monotonic()
         rounds = 0
         while True:

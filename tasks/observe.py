@@ -34,17 +34,29 @@ def observe(app: str, proxy: Proxy | None = None) -> Observed:
             proxy = releases[-1].settings.proxy
         subnet, dynamic = ranges(engine, proxy)
         if proxy.image is not None and engine.inspect(proxy.container) is None:
-            return Observed(app=app, releases=releases, live=None, subnet=subnet, dynamic=dynamic)
+            return Observed(
+                app=app,
+                proxy=proxy.container,
+                releases=releases,
+                live=None,
+                strangers=engine.strangers(app),
+                subnet=subnet,
+                dynamic=dynamic,
+            )
         nginx = Nginx(engine, proxy)
         look = nginx.look(app)
         return Observed(
             app=app,
+            proxy=proxy.container,
             releases=releases,
             live=look.live,
             site=look.site,
+            before=look.before,
             nginx=look.version,
             leaving=tuple(sorted(nginx.leaving())),
             taken=engine.addresses(proxy.network),
+            strangers=engine.strangers(app),
+            proxy_since=nginx.seen["Created"],
             subnet=subnet,
             dynamic=dynamic,
         )

@@ -26,10 +26,10 @@ def reload_nginx(plan: Plan, site: Site) -> None:
     """
     with Engine() as engine:
         nginx = Nginx(engine, plan.app.proxy)
-        nginx.install(site.app, site.text, plan.holder)
-        began = time.monotonic()
-        nginx.reload(site.app, site.generation)
-        seconds = time.monotonic() - began
+        with nginx.installed(site.app, site.text, plan.holder):
+            began = time.monotonic()
+            nginx.reload(site.app, site.generation)
+            seconds = time.monotonic() - began
         door = FrontDoor(engine, nginx, plan.app)
         while (answer := door.get(plan.app.verify.path, plan.app.verify.timeout)).release != str(
             site.number

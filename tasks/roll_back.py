@@ -6,19 +6,26 @@ import time
 from contextlib import suppress
 
 from tasks.bluegreen.containers import Engine
-from tasks.bluegreen.errors import EngineHiccup, NonstopError, StateUnknown
+from tasks.bluegreen.drain import drain
+from tasks.bluegreen.errors import EngineHiccup, NonstopError, StateUnknown, Unavailable
 from tasks.bluegreen.images import remove_image
-from tasks.bluegreen.model import Plan, Release
+from tasks.bluegreen.model import Live, Plan, Release
 from tasks.bluegreen.nginx import Nginx
+from tasks.bluegreen.recovery import STANDING
 from tasks.bluegreen.site import render_site
+from tasks.health_check import until_healthy
 from tasks.step import say, step
 
 GREEN_DRAIN = 20.0  # seconds for requests that green is still answering; it failed, blue waits
+PATIENCE = 90.0  # seconds in which an engine or a proxy that went away has to be back
+AGAIN = 1.0
 
 
-@step("roll-back", timeout=300)
+@step("roll-back", timeout=900)
 def roll_back(plan: Plan, why: str) -> str:
     """Nginx serves what it served before the run, and green's containers are gone.
+
+    An engine or a proxy that is away is waited for: it may be what the run failed of.
 
     Args:
         plan: of the run that failed.
@@ -33,47 +40,62 @@ def roll_back(plan: Plan, why: str) -> str:
     why = why.splitlines()[0]
     say(f"rolling back: {why}")
     app = plan.app
-    try:
-        with Engine() as engine:
-            nginx = Nginx(engine, app.proxy)
-            releases = {r.number: r for r in engine.releases(app.name)}
-            green, blue = releases.get(plan.green), releases.get(plan.blue or 0)
-            earlier = nginx.leaving()  # they serve blue or what was before it, but never green
-            _ensure_blue(nginx, plan, blue)
-            if green is not None:
-                nginx.drain(green.servers, min(app.drain.limit, GREEN_DRAIN), earlier, say)
-                _never_the_live_one(nginx, plan)
-                for replica in green.replicas:
-                    engine.remove(replica.id)
-                if app.pull_policy != "never":  # what a registry has does not pile up here
-                    with suppress(EngineHiccup):
-                        remove_image(engine, green.pinned)
-    except NonstopError as error:
-        raise StateUnknown(
-            f"{app.name}: after a failure ({why}) the way back failed too: {error.what} A person "
-            f"has to look: `nonstop status {app.name}` and `docker ps -a --filter "
-            f"label=nonstop.app={app.name}`.",
-            error.evidence,
-        ) from error
-    if plan.blue is None:
-        return "No release serves; there was none before."
-    return f"Release {plan.blue} serves, as before."
+    began = time.monotonic()
+    while True:
+        try:
+            _go_back(plan)
+        except NonstopError as error:
+            passing = isinstance(error, EngineHiccup | Unavailable)
+            if passing and time.monotonic() - began < PATIENCE:
+                time.sleep(AGAIN)
+                continue
+            raise StateUnknown(
+                f"{app.name}: after a failure ({why}) the way back failed too: {error.what} A "
+                f"person has to look: `nonstop status {app.name}` and `docker ps -a --filter "
+                f"label=nonstop.app={app.name}`. When the cause is gone, `nonstop recover "
+                f"{app.name}` puts it right.",
+                error.evidence,
+            ) from error
+        if plan.blue is None:
+            return "No release serves; there was none before."
+        return f"Release {plan.blue} serves, as before."
 
 
-def _ensure_blue(nginx: Nginx, plan: Plan, blue: Release | None) -> None:
+def _go_back(plan: Plan) -> None:
+    app = plan.app
+    with Engine() as engine:
+        nginx = Nginx(engine, app.proxy)
+        releases = {r.number: r for r in engine.releases(app.name)}
+        green, blue = releases.get(plan.green), releases.get(plan.blue or 0)
+        earlier = nginx.leaving()  # they serve blue or what was before it, but never green
+        _ensure_blue(engine, nginx, plan, blue)
+        ours = [r for r in green.replicas if r.run == plan.run] if green else []
+        if green is None or not ours:  # gone, or of a run that took over
+            return
+        drain(nginx, green.servers, min(app.drain.limit, GREEN_DRAIN), earlier, say)
+        _never_the_live_one(nginx, plan)
+        for replica in ours:
+            engine.remove(replica.id)
+        if app.pull_policy != "never":  # what a registry has does not pile up here
+            with suppress(EngineHiccup):
+                remove_image(engine, green.pinned)
+
+
+def _ensure_blue(engine: Engine, nginx: Nginx, plan: Plan, blue: Release | None) -> None:
     """The site's file and the running nginx are as before the run, and blue's replicas run."""
     app = plan.app.name
     look = nginx.look(app)
-    live = look.live.number if look.live else None
-    ahead = look.site is not None and (look.live is None or look.live.generation not in look.site)
-    if live == plan.blue and not ahead:
-        return
     if plan.blue is None:
-        nginx.install(app, None, plan.holder, unlocked=True)
-        nginx.reload(app, None, patient=True)
+        if look.live is not None or look.site is not None:
+            with nginx.installed(app, None, plan.holder, unlocked=True):
+                nginx.reload(app, None, patient=True)
         return
-    if blue is None or not blue.running:
-        raise StateUnknown(f"Release {plan.blue} has no running replica to go back to.")
+    if blue is not None:
+        _ensure_running(engine, nginx, plan, blue)
+    if look.live and look.live.number == plan.blue and look.live == Live.named_in(look.site):
+        return
+    if blue is None:
+        raise StateUnknown(f"Release {plan.blue} has no replica to go back to.")
     text, generation = plan.previous_site, plan.blue_generation
     if text is None:  # a run that died had replaced the file that blue was loaded from
         site = render_site(
@@ -81,9 +103,22 @@ def _ensure_blue(nginx: Nginx, plan: Plan, blue: Release | None) -> None:
         )
         text, generation = site.text, site.generation
     began = time.monotonic()
-    nginx.install(app, text, plan.holder, unlocked=True)
-    nginx.reload(app, generation, patient=True)
+    with nginx.installed(app, text, plan.holder, unlocked=True):
+        nginx.reload(app, generation, patient=True)
     say(f"release {plan.blue} serves again, {time.monotonic() - began:.2f} s after the decision")
+
+
+def _ensure_running(engine: Engine, nginx: Nginx, plan: Plan, blue: Release) -> None:
+    """Blue's replicas run; those that stood still were started, and are healthy."""
+    still = [replica for replica in blue.replicas if replica.status in STANDING]
+    if not still:
+        return
+    say(f"starting {len(still)} replicas of release {blue.number} that stand still")
+    for replica in still:
+        engine.revive(replica, blue.settings)
+    started = tuple(seen for r in still if (seen := engine.replica(r.id)) is not None)
+    its = {"app": blue.settings, "green": blue.number, "origin": blue.origin}
+    until_healthy(engine, nginx, plan.model_copy(update=its), started)
 
 
 def _never_the_live_one(nginx: Nginx, plan: Plan) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from prefect.runtime import flow_run
-
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.environment import environment
 from tasks.bluegreen.errors import NothingKept, ReplicaCrashed
 from tasks.bluegreen.images import pin
 from tasks.bluegreen.model import Plan, Replica
-from tasks.bluegreen.nginx import Nginx
 from tasks.secret import secret
 from tasks.step import say, step
 
@@ -24,17 +21,13 @@ def start_green(plan: Plan) -> tuple[Replica, ...]:
         ImageUnavailable: in the registry's words; nothing was started.
         ReplicaCrashed: a command that cannot be run.
     """
-    app, run = plan.app, str(flow_run.id or "")
+    app = plan.app
     with Engine() as engine:
         image = plan.pinned or pin(engine, app, say)
-        if plan.leftovers:
-            remove_abandoned(engine, plan)
         variables = _environments(engine, plan)
 
         def start(index: int) -> Replica:
-            made = engine.create(
-                plan, index, image_id=image, environment=variables[index - 1], run=run
-            )
+            made = engine.create(plan, index, image_id=image, environment=variables[index - 1])
             engine.start(made)
             replica = engine.replica(made)
             if replica is None:
@@ -48,16 +41,6 @@ def start_green(plan: Plan) -> tuple[Replica, ...]:
         f"from {app.image} ({image[:19]})"
     )
     return replicas
-
-
-def remove_abandoned(engine: Engine, plan: Plan) -> None:
-    """Greens of runs that died are gone; never what nginx serves at this moment."""
-    live = Nginx(engine, plan.app.proxy).look(plan.app.name).live
-    for release in engine.releases(plan.app.name):
-        if release.number in plan.leftovers and live is not None and release.number > live.number:
-            say(f"removing release {release.number}, abandoned by a run that died")
-            for replica in release.replicas:
-                engine.remove(replica.id)
 
 
 def _environments(engine: Engine, plan: Plan) -> list[dict[str, str]]:

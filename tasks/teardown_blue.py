@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from tasks.bluegreen.containers import Engine
+from tasks.bluegreen.drain import drain
 from tasks.bluegreen.errors import StateUnknown
 from tasks.bluegreen.images import remove_image
 from tasks.bluegreen.model import Drained, Live, Observed, Plan, Release
@@ -24,17 +25,18 @@ def teardown_blue(plan: Plan) -> Drained:
     with Engine() as engine:
         nginx = Nginx(engine, app.proxy)
         ensure_green_serves(nginx, plan)
-        older = [r for r in engine.releases(app.name) if r.number < plan.green]
+        releases = engine.releases(app.name)
+        every = Observed(app=app.name, proxy=app.proxy.container, releases=releases)
+        older = [r for r in every.behind if r.number < plan.green]
         servers = frozenset[str]().union(*(r.servers for r in older if r.running))
-        drained = nginx.drain(servers, app.drain.limit, plan.leaving, say)
+        drained = drain(nginx, servers, app.drain.limit, plan.leaving, say)
         live = ensure_green_serves(nginx, plan)
-        seen = Observed(app=app.name, live=live, releases=tuple(older))
-        retirement = plan_retirement(seen, app.keep)
+        retirement = plan_retirement(every.model_copy(update={"live": live}), app.keep)
         for release in older:
             if release.number in retirement.stop:
                 stop(engine, release)
             if release.number in retirement.remove:
-                _remove(engine, release)
+                remove_release(engine, release)
     cut = f", the limit, with {drained.left} connections left" if drained.left else ""
     say(
         f"drained in {drained.seconds:.1f} s{cut}; stopped {list(retirement.stop)}, kept "
@@ -65,7 +67,8 @@ def stop(engine: Engine, release: Release) -> None:
         list(pool.map(lambda replica: engine.retire(replica, release.settings), release.replicas))
 
 
-def _remove(engine: Engine, release: Release) -> None:
+def remove_release(engine: Engine, release: Release) -> None:
+    """None of its containers is left, nor its image where a registry has it."""
     with ThreadPoolExecutor(len(release.replicas)) as pool:
         list(pool.map(lambda replica: engine.remove(replica.id), release.replicas))
     remove_image(engine, release.pinned)

@@ -44,6 +44,8 @@ def test_deploy_status_plan_and_rollback_as_in_the_readme(command: Command) -> N
     assert (shop.containers(), shop.sites()) == before
     command.run("rollback", shop.name)
     assert shop.get().text.endswith(",v1")
+    out, _ = command.run("recover", shop.name)
+    assert out == f"{shop.name}: nothing to put right, release 3 serves.\n"
 
 
 def test_json_is_alone_on_standard_output(command: Command) -> None:
@@ -155,7 +157,7 @@ def test_every_command_of_the_readme_is_one_that_is_tried() -> None:
     lines |= set(re.findall(r"^\| `(nonstop [^`]*)`", text, re.MULTILINE))
     tried = (
         "make (demo|test|lint)",  # .ci/run
-        "nonstop (plan|status|rollback) shop",
+        "nonstop (plan|status|rollback|recover) shop",
         "nonstop deploy shop --image [a-z0-9./:]+",
         "prefect (server start|deploy --all)",  # test_prefect_yaml.py
         "prefect work-pool create nonstop --type process",

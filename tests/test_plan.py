@@ -9,11 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.bluegreen.app import parse
-from tasks.bluegreen.errors import NothingKept, Unavailable
+from tasks.bluegreen.errors import NothingKept, Refused, StateUnknown, Unavailable
 from tasks.bluegreen.model import Live, Observed, Plan, Release, Replica
-from tasks.bluegreen.plan import leftovers, plan_deploy, plan_retirement, plan_rollback, role
+from tasks.bluegreen.plan import plan_deploy, plan_retirement, plan_rollback, role
+from tasks.bluegreen.recovery import (
+    STANDING,
+    plan_recovery,
+    plan_resumed,
+    recovery_lines,
+)
 
 SUBNET, DYNAMIC = "10.213.0.0/20", "10.213.0.0/22"
+PROXIES = ("nginx", "nginx", "nginx", "another")  # an app may have moved
+TIMES = ("2026-11-25T01:00:00Z", "2026-11-25T02:00:00Z")
 STATES = ("running", "exited", "created", "restarting", "dead", "paused")
 
 
@@ -21,7 +29,15 @@ STATES = ("running", "exited", "created", "restarting", "dead", "paused")
 def releases(draw: st.DrawFn, number: int) -> Release:
     wanted = draw(st.integers(1, 4))
     there = draw(st.integers(1, wanted))
-    settings = parse({"name": "shop", "image": f"shop:{number}", "port": 80, "replicas": wanted})
+    settings = parse(
+        {
+            "name": "shop",
+            "image": f"shop:{number}",
+            "port": 80,
+            "replicas": wanted,
+            "proxy": {"container": draw(st.sampled_from(PROXIES))},
+        }
+    )
     return Release(
         number=number,
         origin=draw(st.integers(1, number)),
@@ -37,10 +53,22 @@ def releases(draw: st.DrawFn, number: int) -> Release:
                 index=index,
                 address=f"10.213.{4 + number % 10}.{index + number}",
                 status=draw(st.sampled_from(STATES)),
+                created=draw(st.sampled_from(TIMES)),
             )
             for index in range(1, there + 1)
         ),
     )
+
+
+def sites(numbers: list[int]) -> st.SearchStrategy[str | None]:
+    """A site on disk: none, somebody's own text, or one of ours of any release."""
+    number = st.integers(1, 60) | st.sampled_from([*numbers, 1])
+    ours = st.builds(
+        lambda n, generation: f'return 200 "shop {n} {generation}\\n";',
+        number,
+        st.sampled_from(["a" * 16, "b" * 16]),
+    )
+    return st.none() | st.just("a site of somebody's own") | ours
 
 
 @st.composite
@@ -49,12 +77,15 @@ def worlds(draw: st.DrawFn) -> Observed:
     numbers = sorted(draw(st.sets(st.integers(1, 60), max_size=6)))
     found = tuple(draw(releases(number)) for number in numbers)
     live = draw(st.none() | st.integers(1, 60) | st.sampled_from([*numbers, 1]))
-    site = draw(st.sampled_from([None, "site of generation abc", "site of another"]))
+    generation = st.sampled_from(["a" * 16, "b" * 16])
     return Observed(
         app="shop",
+        proxy=draw(st.sampled_from(PROXIES)),
         releases=found,
-        live=None if live is None else Live(number=live, generation="abc"),
-        site=site,
+        live=None if live is None else Live(number=live, generation=draw(generation)),
+        site=draw(sites(numbers)),
+        before=draw(sites(numbers)),
+        proxy_since=draw(st.sampled_from(["", *TIMES])),
         taken=tuple(r.address for release in found for r in release.replicas),
         subnet=SUBNET,
         dynamic=DYNAMIC,
@@ -64,28 +95,24 @@ def worlds(draw: st.DrawFn) -> Observed:
 def check(plan: Plan, seen: Observed) -> None:
     live = seen.live.number if seen.live else 0
     assert plan.green > max([live, *(release.number for release in seen.releases)])
-    assert live not in plan.leftovers
-    assert all(number > live for number in plan.leftovers)
     assert len(set(plan.addresses)) == plan.app.replicas
-    stays = {
-        replica.address
-        for release in seen.releases
-        if release.number not in plan.leftovers
-        for replica in release.replicas
-    }
+    stays = {replica.address for release in seen.releases for replica in release.replicas}
     for address in map(IPv4Address, plan.addresses):
         assert address in IPv4Network(SUBNET)
         assert address not in IPv4Network(DYNAMIC)
         assert str(address) not in stays
     if plan.previous_site is not None:
         assert seen.live
-        assert seen.live.generation in plan.previous_site
+        assert Live.named_in(plan.previous_site) == seen.live
 
 
 @given(worlds(), st.integers(1, 8))
 def test_a_deploy_never_touches_what_is_live(seen: Observed, replicas: int) -> None:
     app = parse({"name": "shop", "image": "shop:9", "port": 80, "replicas": replicas})
     check(plan_deploy(app, seen), seen)
+    name = f"shop-{plan_deploy(app, seen).green}-{replicas}"
+    with pytest.raises(Refused, match=f"named {name} exists and is not ours"):
+        plan_deploy(app, seen.model_copy(update={"strangers": (name,)}))
 
 
 @given(worlds(), st.none() | st.integers(1, 60))
@@ -96,7 +123,7 @@ def test_a_rollback_returns_to_a_complete_release_before_the_live_one(
         plan = plan_rollback(seen, to)
     except NothingKept:
         live = seen.live.number if seen.live else 0
-        kept = [r for r in seen.releases if r.number < live and r.complete]
+        kept = [r for r in seen.behind if r.number < live and r.complete]
         assert not [r for r in kept if to in (None, r.number)]
         return
     check(plan, seen)
@@ -117,15 +144,84 @@ def test_what_is_live_is_never_stopped_or_removed(seen: Observed, keep: int) -> 
     assert not {*retirement.keep} & {*retirement.remove}
     assert len(retirement.keep) <= keep
     assert all((release := seen.release(n)) and release.complete for n in retirement.keep)
-    older = {release.number for release in seen.releases if release.number < live}
+    older = {release.number for release in seen.behind if release.number < live}
     assert {*retirement.keep} | {*retirement.remove} == older
 
 
 @given(worlds())
-def test_without_a_live_release_nothing_is_abandoned_or_retired(seen: Observed) -> None:
-    nobody = seen.model_copy(update={"live": None})
-    assert leftovers(nobody) == ()
-    assert plan_retirement(nobody, 0).remove == ()
+def test_without_a_live_release_nothing_is_retired(seen: Observed) -> None:
+    assert plan_retirement(seen.model_copy(update={"live": None}), 0).remove == ()
+
+
+@given(worlds())
+def test_a_recovery_never_removes_what_serves_or_may_have_served(seen: Observed) -> None:
+    recovery = plan_recovery(seen)
+    live = seen.release(seen.live.number) if seen.live else None
+    if live is not None:
+        assert recovery.live == live.number
+        assert recovery.site in ("is loaded", "put back")
+        assert all(number > live.number for number in recovery.remove)
+    elif recovery.live is not None and recovery.site == "load":
+        assert all(number > recovery.live for number in recovery.remove)
+    elif recovery.remove:
+        (only,) = seen.behind
+        assert recovery.remove == (only.number,)
+        assert all(replica.created > seen.proxy_since for replica in only.replicas)
+    behind = {release.number for release in seen.behind}
+    assert set(recovery.remove) <= behind
+    assert recovery.blue is None or recovery.blue in behind - {*recovery.remove, recovery.live}
+    still = {r.id: r.status for release in seen.releases for r in release.replicas}
+    assert all(still[started] in STANDING for started in recovery.start)
+
+
+@given(worlds())
+def test_a_recovery_ends_in_a_state_that_needs_none(seen: Observed) -> None:
+    recovery = plan_recovery(seen)
+    live = seen.release(recovery.live or 0)
+    if not recovery.needed or live is None:
+        return
+    serves = Live(number=live.number, generation="a" * 16)
+    keep = plan_retirement(seen.model_copy(update={"live": serves}), live.settings.keep).keep
+    after = seen.model_copy(
+        update={
+            "live": serves,
+            "site": f'return 200 "shop {live.number} {serves.generation}\\n";',
+            "releases": tuple(
+                every(release, "running" if release is live else "exited")
+                for release in seen.releases
+                if release is live or release.number in keep or release not in seen.behind
+            ),
+        }
+    )
+    assert not plan_recovery(after).needed
+
+
+def every(release: Release, status: str) -> Release:
+    replicas = tuple(r.model_copy(update={"status": status}) for r in release.replicas)
+    return release.model_copy(update={"replicas": replicas})
+
+
+@given(worlds())
+def test_the_rest_of_a_deploy_leads_back_to_what_there_is(seen: Observed) -> None:
+    recovery = plan_recovery(seen)
+    if not recovery.finish:
+        return
+    assert list(recovery_lines(recovery))
+    try:
+        plan = plan_resumed(seen, recovery, "me")
+    except StateUnknown:
+        assert seen.release(recovery.live or 0) is None
+        assert recovery.blue is None
+        return
+    assert plan.green == recovery.live
+    assert plan.blue != plan.green
+    if plan.blue is not None:
+        blue = seen.release(plan.blue)
+        assert blue
+        assert blue.complete
+    if plan.previous_site is not None:
+        named = Live.named_in(plan.previous_site)
+        assert named == Live(number=plan.blue or 0, generation=plan.blue_generation or "")
 
 
 @given(worlds())

@@ -46,7 +46,7 @@ def test_a_directory_that_cannot_be_written_fails_in_words_and_blue_serves(shop:
     OwnNginx(shop)
     shop.deploy("one")
     # root may write anywhere, so the file's place is taken by a directory of the same name
-    shop.exec(f"mkdir -p /etc/nginx/conf.d/nonstop-{shop.name}.conf.new/taken")
+    shop.exec(f"mkdir -p /etc/nginx/conf.d/.nonstop-{shop.name}.conf.new/taken")
     with pytest.raises(Failed, match=r"Writing /etc/nginx/conf.d/nonstop-.*failed") as caught:
         shop.deploy("two")
     assert caught.value.serves == "Release 1 serves, as before."

@@ -23,7 +23,6 @@ PLAN = Plan(
     blue=1,
     origin=2,
     addresses=("10.0.0.1", "10.0.0.2"),
-    leftovers=(),
     previous_site=None,
 )
 

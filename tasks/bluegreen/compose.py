@@ -30,11 +30,10 @@ def container_config(
         labels: ours and the App's.
         end: the place on the proxy's network.
     """
-    name, _, retries = app.restart.partition(":")
     host = api.create_host_config(
         binds=list(app.volumes),
         network_mode=app.proxy.network,
-        restart_policy={"Name": name, "MaximumRetryCount": int(retries or 0)},
+        restart_policy=restart_policy(app),
         init=app.init,
         read_only=app.read_only,
         tmpfs={path: options for path, _, options in (t.partition(":") for t in app.tmpfs)},
@@ -60,6 +59,12 @@ def container_config(
         networking_config=api.create_networking_config({app.proxy.network: end}),
     )
     return config
+
+
+def restart_policy(app: App) -> dict[str, Any]:
+    """What Docker does when a replica ends by itself."""
+    name, _, retries = app.restart.partition(":")
+    return {"Name": name, "MaximumRetryCount": int(retries or 0)}
 
 
 def _argv(command: tuple[str, ...] | str | None) -> list[str] | str | None:

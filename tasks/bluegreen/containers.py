@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
-import struct
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import docker
 import requests
@@ -20,9 +17,11 @@ from docker.utils import kwargs_from_env
 from pydantic import ValidationError
 
 from tasks.bluegreen.app import App
-from tasks.bluegreen.compose import container_config
+from tasks.bluegreen.commands import Output, Session
+from tasks.bluegreen.compose import container_config, restart_policy
 from tasks.bluegreen.environment import masked
 from tasks.bluegreen.errors import (
+    BadInput,
     EngineHiccup,
     Refused,
     ReplicaCrashed,
@@ -30,17 +29,10 @@ from tasks.bluegreen.errors import (
 )
 from tasks.bluegreen.model import Plan, Release, Replica
 
-CALL = 60.0  # seconds that one call to the engine may take
+CALL = 60.0  # seconds that one call to the engine may take; DOCKER_CLIENT_TIMEOUT changes it
 QUICK = 15.0
 # What an error of requests says in the end, after the names of the classes that it went through.
 CAUSE = re.compile(r"(?:\[Errno -?\d+\] |Error\(\d+, ['\"])([^'\")]+)|(Read timed out)")
-
-
-class Output(NamedTuple):
-    """What a command in a container printed, and how it ended."""
-
-    code: int
-    text: str
 
 
 @contextmanager
@@ -70,12 +62,17 @@ class Engine:
     """A connection to the engine that DOCKER_HOST or the default socket names.
 
     Raises:
+        BadInput: DOCKER_CLIENT_TIMEOUT is no number.
         Unavailable: no engine answers.
     """
 
     def __init__(self) -> None:
+        given = os.environ.get("DOCKER_CLIENT_TIMEOUT", "")
+        if not re.fullmatch(r"\d*(\.\d+)?", given):
+            raise BadInput(f"DOCKER_CLIENT_TIMEOUT is {given!r}: write seconds, or unset it.")
+        timeout = float(given or CALL)
         try:
-            self.api: Any = docker.APIClient(version="auto", timeout=CALL, **kwargs_from_env())
+            self.api: Any = docker.APIClient(version="auto", timeout=timeout, **kwargs_from_env())
         except (DockerException, requests.RequestException, OSError) as error:
             raise Unavailable(
                 f"No Docker engine answers at {os.environ.get('DOCKER_HOST', 'its socket')} "
@@ -123,6 +120,16 @@ class Engine:
             listed = self.api.containers(all=True, filters={"label": "nonstop.app"})
         return tuple(sorted({entry["Labels"]["nonstop.app"] for entry in listed}))
 
+    def strangers(self, app: str) -> tuple[str, ...]:
+        """Names like those of `app`'s replicas, of containers that are not."""
+        with engine_words("list containers"):
+            listed = self.api.containers(all=True, filters={"name": f"^/{app}-[0-9]+-[0-9]+$"})
+        return tuple(
+            entry["Names"][0].lstrip("/")
+            for entry in listed
+            if (entry["Labels"] or {}).get("nonstop.app") != app
+        )
+
     def addresses(self, network: str) -> tuple[str, ...]:
         """Addresses on `network` that containers have or, stopped, will have again."""
         with engine_words("list containers"):
@@ -139,7 +146,7 @@ class Engine:
     # a replica's life
 
     def create(
-        self, plan: Plan, index: int, *, image_id: str, environment: Mapping[str, str], run: str
+        self, plan: Plan, index: int, *, image_id: str, environment: Mapping[str, str]
     ) -> str:
         """A container of green, not yet started; one of a dead try with its name goes first.
 
@@ -157,7 +164,7 @@ class Engine:
             "nonstop.release": str(plan.green),
             "nonstop.origin": str(plan.origin),
             "nonstop.replica": str(index),
-            "nonstop.run": run,
+            "nonstop.run": plan.run,
             "nonstop.image": app.image,
             "nonstop.settings": app.model_dump_json(exclude_defaults=True),
         }
@@ -201,6 +208,13 @@ class Engine:
             if isinstance(cause, APIError) and cause.status_code == 400:
                 raise ReplicaCrashed(f"A replica could not start: {words(cause)}.") from error
             raise
+
+    def revive(self, replica: Replica, app: App) -> None:
+        """A stopped container runs again, as it did before it was retired."""
+        with engine_words(f"start {replica.name}"):
+            if app.restart not in ("no", "unless-stopped"):
+                self.api.update_container(replica.id, restart_policy=restart_policy(app))
+            self.api.start(replica.id)
 
     def retire(self, replica: Replica, app: App) -> None:
         """Stopped with its own signal and grace, and not started again by a reboot."""
@@ -267,17 +281,31 @@ class Engine:
             EngineHiccup: it could not be started, or did not end in time.
         """
         what = f"run {command[0]} in {container}"
-        with engine_words(what):
-            made = self.api.exec_create(container, command, environment=environment, user=user)
-            stream = self.api.exec_start(made["Id"], socket=True)
-            try:
-                text = read_frames(getattr(stream, "_sock", stream), time.monotonic() + timeout)
-            finally:
-                stream.close()
-            code = self.api.exec_inspect(made["Id"])["ExitCode"]
+        with (
+            engine_words(what),
+            self.session(container, command, environment=environment, user=user) as session,
+        ):
+            text = session.hear(timeout)
+            code = session.code
         if code is None:
             raise EngineHiccup(f"The Docker engine lost the command {what}.")
-        return Output(code, text.decode(errors="replace"))
+        return Output(code, text)
+
+    def session(
+        self,
+        container: str,
+        command: list[str],
+        *,
+        environment: dict[str, str] | None = None,
+        user: str = "",
+    ) -> Session:
+        """Starts a command that ends when this process does.
+
+        Raises:
+            EngineHiccup: it could not be started.
+        """
+        with engine_words(f"run {command[0]} in {container}"):
+            return Session(self.api, container, command, environment=environment, user=user)
 
     def processes(self, container: str) -> list[tuple[int, str]]:
         """Process ids (of the host) and titles in a running container."""
@@ -293,34 +321,6 @@ class Engine:
         with engine_words(f"read the log of {container}"):
             log: bytes = self.api.logs(container, stdout=False, since=since)
             return log.decode(errors="replace")
-
-
-def read_frames(sock: socket.socket, deadline: float, until: bytes = b"") -> bytes:
-    """What an exec prints: frames of 8 bytes of header and a payload.
-
-    Args:
-        sock: of the exec.
-        deadline: on the monotonic clock, seconds.
-        until: stops when this was printed; empty: at the exec's end.
-
-    Raises:
-        TimeoutError: neither came in time.
-    """
-    received = bytearray()
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("it did not end in time")
-        sock.settimeout(left)
-        chunk = sock.recv(65536)
-        received += chunk
-        text, at = bytearray(), 0
-        while at + 8 <= len(received):
-            (length,) = struct.unpack(">L", received[at + 4 : at + 8])
-            text += received[at + 8 : at + 8 + length]
-            at += 8 + length
-        if not chunk or (until and until in text):
-            return bytes(text)
 
 
 def _variables(entries: list[str] | None) -> dict[str, str]:
@@ -339,7 +339,9 @@ def _replica(seen: dict[str, Any]) -> Replica:
         address=(end.get("IPAMConfig") or {}).get("IPv4Address") or end.get("IPAddress") or "",
         status=state["Status"],
         health=(state.get("Health") or {}).get("Status", ""),
+        created=seen["Created"],
         started=state["StartedAt"],
+        run=labels.get("nonstop.run", ""),
         restarts=seen["RestartCount"],
         exit_code=state["ExitCode"],
         out_of_memory=state["OOMKilled"],

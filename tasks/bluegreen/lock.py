@@ -7,14 +7,12 @@ is none to be cleaned up after a run that died.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from types import TracebackType
-from typing import Any
 
-from tasks.bluegreen.containers import Engine, engine_words, read_frames
+from tasks.bluegreen.commands import Session
+from tasks.bluegreen.containers import Engine, engine_words
 from tasks.bluegreen.errors import EngineHiccup, Locked, Unavailable
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.scripts import LOCK, lock_file
@@ -47,7 +45,7 @@ class Lock:
     ) -> None:
         self.engine, self.nginx, self.app = engine, nginx, app
         self.holder, self.wait, self.say = holder, wait, say
-        self._stream: Any = None
+        self._session: Session | None = None
 
     def __enter__(self) -> Lock:
         began = time.monotonic()
@@ -76,14 +74,11 @@ class Lock:
     def _try(self) -> str | None:
         """None: the lock is ours; else who has it."""
         environment = {"LOCK": lock_file(self.app), "HOLDER": self.holder}
+        self._session = self.engine.session(
+            self.nginx.id, ["sh", "-c", LOCK], environment=environment, user="0"
+        )
         with engine_words(f"lock {self.app} in {self.nginx.proxy.container}"):
-            made = self.engine.api.exec_create(
-                self.nginx.id, ["sh", "-c", LOCK], stdin=True, environment=environment, user="0"
-            )
-            self._stream = self.engine.api.exec_start(made["Id"], socket=True)
-            raw: socket.socket = getattr(self._stream, "_sock", self._stream)
-            said = read_frames(raw, time.monotonic() + ANSWER, until=b"\n").decode().strip()
-            raw.settimeout(None)
+            said = self._session.hear(ANSWER, until="\n").strip()
         if said == "held":
             return None
         self._close()
@@ -97,10 +92,6 @@ class Lock:
         return said
 
     def _close(self) -> None:
-        if self._stream is None:
-            return
-        raw = getattr(self._stream, "_sock", self._stream)
-        with suppress(OSError):  # the engine may have closed it already
-            raw.shutdown(socket.SHUT_RDWR)
-        self._stream.close()
-        self._stream = None
+        if self._session is not None:
+            self._session.close()
+            self._session = None

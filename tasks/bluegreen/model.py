@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field
@@ -9,6 +10,8 @@ from pydantic import Field
 from tasks.bluegreen.app import App
 from tasks.bluegreen.errors import Outcome
 from tasks.bluegreen.units import Frozen
+
+ANSWER = re.compile(r'return 200 "\S+ (\d+) ([0-9a-f]{16})\\n"')  # in generation.conf.j2
 
 
 class Replica(Frozen):
@@ -22,7 +25,9 @@ class Replica(Frozen):
     address: str = Field(description="IPv4 address on the proxy's network; kept while stopped.")
     status: str = Field(description="created, running, restarting, exited, ... as Docker says.")
     health: str = Field(default="", description="Docker's own health check; empty: none.")
+    created: str = Field(default="", description="Time it was made, as Docker writes it.")
     started: str = Field(default="", description="Time of its last start.")
+    run: str = Field(default="", description="Id of the flow run that made it.")
     restarts: int = 0
     exit_code: int = 0
     out_of_memory: bool = False
@@ -69,20 +74,36 @@ class Live(Frozen):
     number: int
     generation: str = Field(description="Digest of the loaded site's text.")
 
+    @staticmethod
+    def named_in(site: str | None) -> Live | None:
+        """What nginx would say if it had loaded this site; None: the text is not one of ours."""
+        said = ANSWER.search(site or "")
+        return Live(number=int(said[1]), generation=said[2]) if said else None
+
 
 class Observed(Frozen):
     """What Docker and nginx showed at one moment."""
 
     app: str
+    proxy: str = Field(default="", description="Name of the proxy's container.")
     releases: tuple[Release, ...] = Field(description="Ascending by number.")
-    live: Live | None = Field(description="None: the running nginx has no site of this app.")
+    live: Live | None = Field(
+        default=None, description="None: the running nginx has no site of this app."
+    )
     site: str | None = Field(default=None, description="The site's text on disk.")
+    before: str | None = Field(default=None, description="What the site's file was before.")
     nginx: tuple[int, ...] = Field(default=(), description="Version of the proxy's nginx.")
     leaving: tuple[int, ...] = Field(
         default=(), description="Workers of generations before the running one, by process id."
     )
     taken: tuple[str, ...] = Field(
         default=(), description="Addresses that containers of any app have, also stopped ones."
+    )
+    strangers: tuple[str, ...] = Field(
+        default=(), description="Names like ours of containers that are not ours."
+    )
+    proxy_since: str = Field(
+        default="", description="Time the proxy's container was made; empty: there is none."
     )
     subnet: str = ""
     dynamic: str = Field(default="", description="Part of the subnet that Docker gives away.")
@@ -92,7 +113,18 @@ class Observed(Frozen):
         """Whether the site's file is what the running nginx has loaded."""
         if self.live is None or self.site is None:
             return self.live is None and self.site is None
-        return self.live.generation in self.site
+        return self.live == Live.named_in(self.site)
+
+    @property
+    def loaded_site(self) -> str | None:
+        """The text that the running nginx has loaded, where it is still on disk."""
+        texts = (self.site, self.before)
+        return next((t for t in texts if self.live and self.live == Live.named_in(t)), None)
+
+    @property
+    def behind(self) -> tuple[Release, ...]:
+        """The releases behind this proxy; others may serve behind another, and are left alone."""
+        return tuple(r for r in self.releases if self.proxy in ("", r.settings.proxy.container))
 
     def release(self, number: int) -> Release | None:
         """The release with that number, if any container of it exists."""
@@ -113,7 +145,7 @@ class Plan(Frozen):
     pinned: str | None = Field(default=None, description="A rollback's image.")
     addresses: tuple[str, ...] = Field(description="One per replica.")
     nginx: tuple[int, ...] = Field(default=(), description="Version of the proxy's nginx.")
-    leftovers: tuple[int, ...] = Field(description="Abandoned greens, removed before the start.")
+    run: str = Field(default="", description="Id of the flow run that makes green.")
     leaving: tuple[int, ...] = Field(
         default=(), description="Workers that had stopped accepting before the run began."
     )
@@ -121,6 +153,31 @@ class Plan(Frozen):
     previous_site: str | None = Field(
         description="The text that blue's generation was loaded from; None: the file is another."
     )
+
+
+class Recovery(Frozen):
+    """What a dead run left, and what is done about it."""
+
+    app: str
+    live: int | None = Field(description="The release that serves, or is going to.")
+    site: Literal["is loaded", "put back", "load", "remove"] = Field(
+        default="is loaded", description="What becomes of the site's file."
+    )
+    start: tuple[str, ...] = Field(
+        default=(), description="Ids of the live release's replicas that stand still."
+    )
+    remove: tuple[int, ...] = Field(default=(), description="Greens that never became live.")
+    finish: bool = Field(
+        default=False, description="Whether `live` is verified and what came before it retired."
+    )
+    blue: int | None = Field(
+        default=None, description="The release to go back to when `live` is not good."
+    )
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.site != "is loaded" or self.start or self.remove or self.finish)
 
 
 class Retirement(Frozen):

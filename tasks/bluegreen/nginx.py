@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from tasks.bluegreen.app import Proxy
-from tasks.bluegreen.containers import Engine, Output
+from tasks.bluegreen.commands import Output
+from tasks.bluegreen.containers import Engine, engine_words
 from tasks.bluegreen.errors import (
     CutoverUnproven,
     EngineHiccup,
@@ -17,15 +19,14 @@ from tasks.bluegreen.errors import (
     SiteRejected,
     Unavailable,
 )
-from tasks.bluegreen.model import Drained, Live, Site
-from tasks.bluegreen.scripts import CHECK, INSTALL, LOOK, lock_file
+from tasks.bluegreen.model import Live, Site
+from tasks.bluegreen.scripts import CHECK, INSTALL, LOOK, PROXY_LOCK, lock_file
 
 STATUS_PORT = 18099  # on the container's loopback: which generation is loaded
 SITES = "/etc/nginx/nonstop/sites"  # in a proxy that nonstop created
 MAIN = "/etc/nginx/nonstop/nginx.conf"
 RELOAD = 15.0  # seconds until a reload has to be proven
-TELL = 5.0  # seconds between two lines of progress
-HEADER_TIMEOUT = 61.0  # seconds: nginx's default client_header_timeout, and a moment
+INSTALLED = 75.0  # seconds until a site has to be installed; another app's reload may go first
 LARGEST_SITE = 100_000  # bytes: it travels in an environment variable, Linux allows 128 KiB
 
 INIT = re.compile(r"^\S*\b(docker-init|tini|dumb-init)\b")  # they pass HUP on to nginx
@@ -35,8 +36,10 @@ class Look(NamedTuple):
     """What the proxy shows of one app."""
 
     version: tuple[int, ...]
+    free: int  # bytes, on the disk where containers and images are
     live: Live | None
     site: str | None
+    before: str | None  # what the site's file was before
 
 
 class Nginx:
@@ -94,9 +97,29 @@ class Nginx:
         """The version, what the running nginx serves of `app`, and the site's text on disk.
 
         Raises:
-            Unavailable: the container has no nginx, or no HTTP client to ask it on its loopback.
+            Unavailable: the container has no nginx that answers, or no HTTP client to ask it on
+                its loopback.
         """
-        output = self._run(LOOK, {"APP": app, "PORT": str(STATUS_PORT), "SITE": self.path(app)})
+        look = self._look(app)
+        if look.live is None and look.site is not None:
+            # A file that is not loaded is left by a run that died; or nginx is just starting.
+            if not self.accepting():
+                raise Unavailable(
+                    f"nginx in {self.proxy.container} has no worker that accepts connections: look "
+                    f"at `docker logs {self.proxy.container}`, then try again."
+                )
+            look = self._look(app)
+        return look
+
+    def _look(self, app: str) -> Look:
+        site = self.path(app)
+        names = {
+            "APP": app,
+            "PORT": str(STATUS_PORT),
+            "SITE": site,
+            "BEFORE": _beside(site, "before"),
+        }
+        output = self._run(LOOK, names)
         if output.code == 98:
             raise Unavailable(
                 f"There is no nginx in {self.proxy.container}: name the nginx container in "
@@ -107,12 +130,23 @@ class Nginx:
                 f"The proxy {self.proxy.container} has neither curl nor wget, with "
                 "which its nginx is asked what it serves: use an image with one."
             )
-        head, _, site = output.text.partition("--site\n")
-        version, _, status = head.partition("--status\n")
-        numbers = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", version)
+        head, site, before = [*output.text.split("\n--file\n", 2), "", ""][:3]
+        numbers = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", head)
+        free = re.search(r"^--disk\n(\d+)$", head, re.MULTILINE)
+        _, answered, status = head.partition("--status\n")
+        if not answered and not head.endswith("--refused"):
+            raise Unavailable(
+                f"nginx in {self.proxy.container} does not answer on its own loopback: look at its "
+                f"load and at `docker logs {self.proxy.container}`, then try again."
+            )
         said = status.split()
-        live = Live(number=int(said[1]), generation=said[2]) if said[:1] == [app] else None
-        return Look(tuple(map(int, numbers.groups())) if numbers else (), live, site or None)
+        return Look(
+            version=tuple(map(int, numbers.groups())) if numbers else (),
+            free=int(free[1]) * 1024 if free else 0,
+            live=Live(number=int(said[1]), generation=said[2]) if said[:1] == [app] else None,
+            site=site or None,
+            before=before or None,
+        )
 
     def check(self, site: Site | None) -> None:
         """The proxy's own nginx accepts the whole configuration with this site in it.
@@ -163,8 +197,13 @@ class Nginx:
         self.check(None)
         raise SiteRejected(f"{site.app}: nginx in {self.proxy.container} rejects the site.", words)
 
-    def install(self, app: str, text: str | None, holder: str, *, unlocked: bool = False) -> None:
+    @contextmanager
+    def installed(
+        self, app: str, text: str | None, holder: str, *, unlocked: bool = False
+    ) -> Iterator[None]:
         """The site's file has this text, or is gone; never half of it at any moment.
+
+        While entered nobody else changes a site of this proxy, so that a reload is of one change.
 
         Args:
             app: whose site.
@@ -176,19 +215,37 @@ class Nginx:
             LockLost: somebody else has the lock, or nobody.
             EngineHiccup: it was not written, or nginx would read something else.
         """
-        values = {"LOCK": lock_file(app), "HOLDER": holder, "OR": "free" if unlocked else holder}
-        values |= {"SITE": self.path(app), "TEXT": text or ""}
-        output = self._run(INSTALL, values, user="0")
-        if output.code == 94:
-            raise LockLost(
-                f"{app}: the lock in {self.proxy.container} is no longer this run's "
-                f"(now: {output.text.strip()}), so the site was not changed."
-            )
-        if output.code != 0 or output.text != (text or ""):
-            raise EngineHiccup(
-                f"Writing {self.path(app)} in {self.proxy.container} failed: "
-                f"{output.text.strip()[-300:] or 'it reads differently'}."
-            )
+        site = self.path(app)
+        values = {
+            "PROXY_LOCK": PROXY_LOCK,
+            "LOCK": lock_file(app),
+            "HOLDER": holder,
+            "OR": "free" if unlocked else holder,
+            "SITE": site,
+            "NEW": _beside(site, "new"),
+            "BEFORE": _beside(site, "before"),
+            "TEXT": text or "",
+        }
+        command = ["sh", "-c", INSTALL]
+        with self.engine.session(self.id, command, environment=values, user="0") as session:
+            with engine_words(f"write {site} in {self.proxy.container}"):
+                said, held, _ = session.hear(INSTALLED, until="\n--held\n").partition("\n--held\n")
+                code = None if held else session.code
+            if code == 94:
+                raise LockLost(
+                    f"{app}: the lock in {self.proxy.container} is no longer this run's "
+                    f"(now: {said.strip()}), so the site was not changed."
+                )
+            if code == 92:
+                raise EngineHiccup(
+                    f"{app}: another site of {self.proxy.container} is being changed all the while."
+                )
+            if not held or said != (text or ""):
+                raise EngineHiccup(
+                    f"Writing {site} in {self.proxy.container} failed: "
+                    f"{said.strip()[-300:] or 'it reads differently'}."
+                )
+            yield
 
     def accepting(self) -> set[int]:
         """Process ids of the workers that accept connections."""
@@ -224,11 +281,11 @@ class Nginx:
         self.engine.signal(self.id, "HUP")
         while True:
             now = self.accepting()
-            live = None
             if now and not now & before:
-                live = self.look(app).live
-                if (live.generation if live else None) == generation:
-                    return
+                with suppress(Unavailable):  # the new workers are not yet ready
+                    live = self._look(app).live
+                    if (live.generation if live else None) == generation:
+                        return
             waited = time.monotonic() - began
             if waited - asked > 1 or waited > RELOAD:
                 asked = waited
@@ -261,53 +318,18 @@ class Nginx:
         rows = (line.split() for line in table)
         return sum(1 for row in rows if len(row) > 3 and row[2] in ends and row[3] == "01")
 
-    def drain(
-        self,
-        servers: frozenset[str],
-        limit: float,
-        earlier: Iterable[int],
-        say: Callable[[str], None],
-    ) -> Drained:
-        """Nobody sends requests to these servers any more, or the limit has passed.
-
-        A worker that stopped accepting can still ask an upstream that it has no connection to: it
-        may be reading a long upload, or hold a connection that a browser opened ahead. So its end
-        is waited for. Where it also serves visitors of other sites, who may stay for hours, it is
-        enough that the servers had no connection for as long as such a request takes to come.
-
-        Args:
-            servers: `address:port` of each replica.
-            limit: seconds.
-            earlier: workers that left before the servers could be reached through them, or so
-                long ago that only the connections they have still count.
-            say: tells progress.
-        """
-        before = set(earlier)
-        began = asked = time.monotonic()
-        told = 0.0
-        while True:
-            old = self.leaving()
-            left = self.connections(servers) if old else 0
-            now = time.monotonic()
-            waited = now - began
-            if left:
-                asked = now
-            if (not left and (old <= before or now - asked > HEADER_TIMEOUT)) or waited > limit:
-                return Drained(seconds=round(waited, 3), left=left)
-            if waited - told >= TELL:
-                told = waited
-                say(
-                    f"draining for {waited:.0f} s of at most {limit:.0f} s: {left} connections, "
-                    f"{len(old - before)} old workers"
-                )
-            time.sleep(min(0.1 + waited / 20, 1.0))
-
     def _run(
         self, script: str, environment: dict[str, str], user: str = "", timeout: float = 20
     ) -> Output:
         return self.engine.exec(
             self.id, ["sh", "-c", script], environment=environment, user=user, timeout=timeout
         )
+
+
+def _beside(site: str, what: str) -> str:
+    """A file beside a site; hidden, so that no `include` of a whole directory reads it."""
+    directory, _, name = site.rpartition("/")
+    return f"{directory}/.{name}.{what}"
 
 
 def _complaints(log: str) -> str:

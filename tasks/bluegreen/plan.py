@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Network
 
 from tasks.bluegreen.app import App
-from tasks.bluegreen.errors import NothingKept, Unavailable
+from tasks.bluegreen.errors import NothingKept, Refused, Unavailable
 from tasks.bluegreen.model import Observed, Plan, Release, Retirement
 
 
-def plan_deploy(app: App, seen: Observed, holder: str = "") -> Plan:
+def plan_deploy(app: App, seen: Observed, holder: str = "", run: str = "") -> Plan:
     """The next release of `app` beside whatever is live.
 
     Args:
         app: what is wanted.
-        seen: what Docker and nginx show.
+        seen: what Docker and nginx show, when nothing is left of dead runs.
         holder: the run that will act on it, as the holder of the app's lock.
+        run: its id.
 
     Raises:
         Unavailable: the network has too few free addresses.
+        Refused: a container of somebody else's has the name of one of green's.
     """
-    return _plan(app, seen, holder)
+    return _plan(app, seen, holder, run)
 
 
-def plan_rollback(seen: Observed, to: int | None = None, holder: str = "") -> Plan:
+def plan_rollback(seen: Observed, to: int | None = None, holder: str = "", run: str = "") -> Plan:
     """An earlier release's image, environment and settings under a new number.
 
     Args:
-        seen: what Docker and nginx show.
+        seen: what Docker and nginx show, when nothing is left of dead runs.
         to: the release to return to; by default the newest kept one before the live one.
         holder: the run that will act on it, as the holder of the app's lock.
+        run: its id.
 
     Raises:
         NothingKept: no such release, or not all of its containers are there.
+        Refused: a container of somebody else's has the name of one of green's.
     """
     if seen.live is None:
         raise NothingKept(
@@ -42,9 +46,7 @@ def plan_rollback(seen: Observed, to: int | None = None, holder: str = "") -> Pl
             f"deploy it with `nonstop deploy {seen.app}`."
         )
     kept = [
-        release
-        for release in seen.releases
-        if release.number < seen.live.number and release.complete
+        release for release in seen.behind if release.number < seen.live.number and release.complete
     ]
     numbers = ", ".join(str(release.number) for release in kept) or "none"
     wanted = [release for release in kept if to in (None, release.number)]
@@ -54,20 +56,19 @@ def plan_rollback(seen: Observed, to: int | None = None, holder: str = "") -> Pl
             f"(live: {seen.live.number}, kept: {numbers}): deploy an earlier image with "
             f"`nonstop deploy {seen.app} --image IMAGE`."
         )
-    return _plan(wanted[-1].settings, seen, holder, wanted[-1])
+    return _plan(wanted[-1].settings, seen, holder, run, wanted[-1])
 
 
-def _plan(app: App, seen: Observed, holder: str, source: Release | None = None) -> Plan:
+def _plan(app: App, seen: Observed, holder: str, run: str, source: Release | None = None) -> Plan:
     live = seen.live.number if seen.live else None
     highest = max([release.number for release in seen.releases] + [live or 0])
     green = highest + 1
-    abandoned = leftovers(seen)
-    going = {
-        replica.address
-        for release in seen.releases
-        if release.number in abandoned
-        for replica in release.replicas
-    }
+    names = {f"{app.name}-{green}-{index}" for index in range(1, app.replicas + 1)}
+    if clash := sorted(names & set(seen.strangers)):
+        raise Refused(
+            f"A container named {clash[0]} exists and is not ours: rename or remove it, then "
+            "deploy again. Nothing was touched."
+        )
     return Plan(
         app=app,
         green=green,
@@ -76,37 +77,23 @@ def _plan(app: App, seen: Observed, holder: str, source: Release | None = None) 
         origin=source.origin if source else green,
         source=source.number if source else None,
         pinned=source.pinned if source else None,
-        addresses=tuple(
-            free_addresses(seen, app.name, green, app.replicas, set(seen.taken) | going)
-        ),
+        addresses=tuple(free_addresses(seen, app.name, green, app.replicas)),
         nginx=seen.nginx,
-        leftovers=abandoned,
+        run=run,
         leaving=seen.leaving,
         holder=holder,
-        previous_site=seen.site if seen.loaded else None,
+        previous_site=seen.loaded_site,
     )
 
 
-def leftovers(seen: Observed) -> tuple[int, ...]:
-    """Greens of runs that died: newer than what is live, so they never became live.
-
-    Without a live release nothing is a leftover: a stopped release may be all there is.
-    """
-    if seen.live is None:
-        return ()
-    return tuple(r.number for r in seen.releases if r.number > seen.live.number)
-
-
-def free_addresses(
-    seen: Observed, app: str, green: int, count: int, taken: Iterable[str]
-) -> list[str]:
+def free_addresses(seen: Observed, app: str, green: int, count: int) -> list[str]:
     """Addresses outside the part of the network that Docker gives away by itself.
 
     The search starts at a place that depends on app and release, so that an address is not given
     to another release while somebody may still send requests to its last owner.
     """
     free: list[str] = []
-    used = set(taken)
+    used = set(seen.taken)
     for address in _fixed_range(seen, f"{app}-{green}"):
         if len(free) == count:
             break
@@ -139,7 +126,7 @@ def plan_retirement(seen: Observed, keep: int) -> Retirement:
     if seen.live is None:
         return Retirement(stop=(), keep=(), remove=())
     live = seen.live.number
-    older = [release for release in reversed(seen.releases) if release.number < live]
+    older = [release for release in reversed(seen.behind) if release.number < live]
     kept = [release for release in older if release.complete][:keep]
     gone = [release.number for release in older if release not in kept]
     return Retirement(

@@ -1,22 +1,32 @@
 """What runs in the proxy's container: shell scripts, whose input is in environment variables."""
 
-# Version, what the running nginx says of $APP, and the site on disk. 97: no client, 98: no nginx.
-LOOK = """
+# Version, free disk in KiB, what the running nginx says of $APP, and the files $SITE and $BEFORE.
+# 97: no client, 98: no nginx. `--silent`: nginx took the question and gave no answer.
+LOOK = r"""
 command -v nginx >/dev/null || exit 98
 nginx -v 2>&1
-echo --status
+echo --disk
+df -Pk / | awk 'END { print $4 }'
 for try in 1 2 3; do
     if command -v curl >/dev/null; then
-        curl -s --noproxy '*' --max-time 3 -H "Host: $APP.nonstop" "http://127.0.0.1:$PORT/"
+        said=$(curl -s --noproxy '*' --max-time 3 -H "Host: $APP.nonstop" "http://127.0.0.1:$PORT/")
     elif command -v wget >/dev/null; then
-        wget -q -T 3 -O - --header "Host: $APP.nonstop" "http://127.0.0.1:$PORT/"
+        said=$(wget -q -T 3 -O - --header "Host: $APP.nonstop" "http://127.0.0.1:$PORT/" 2>&1)
     else
         exit 97
-    fi && break
+    fi
     code=$?
-    [ $code -ne 7 ] || break
+    case "$code $said" in 0\ * | 7\ * | *refused*) break ;; esac
 done
-[ ! -e "$SITE" ] || { echo --site; cat "$SITE"; }
+case "$code $said" in
+    0\ *) printf -- '--status\n%s' "$said" ;;
+    7\ * | *refused*) printf -- --refused ;;
+    *) printf -- --silent ;;
+esac
+for file in "$SITE" "$BEFORE"; do
+    printf '\n--file\n'
+    [ ! -e "$file" ] || cat "$file"
+done
 """
 
 # The configuration with $TEXT as $NAME in it, on a copy. 95: nginx rejects it, 96: it is not read.
@@ -46,21 +56,37 @@ fi
 exit $code
 """
 
-# $TEXT becomes the site at once, or the site goes; prints what nginx would read. 94: the lock is
-# neither $HOLDER's nor, where that may be, free; prints whose it is.
-INSTALL = """
+# $TEXT becomes $SITE at once, or the site goes; what it was is $BEFORE. Prints what nginx would
+# read and `--held`: no other site changes until standard input is closed. 92: another one is
+# changing all the while. 94: the lock is neither $HOLDER's nor, where that may be, free; prints
+# whose it is.
+INSTALL = r"""
 set -e
+exec 8>>"$PROXY_LOCK"
+tries=0
+until flock -n 8; do
+    tries=$((tries + 1))
+    [ $tries -lt 600 ] || exit 92
+    sleep 0.1
+done
 owner=free
 flock -n "$LOCK" true || owner=$(cat "$LOCK")
 [ "$owner" = "$HOLDER" ] || [ "$owner" = "$OR" ] || { echo "$owner"; exit 94; }
 umask 022
+trap 'rm -f "$NEW"' EXIT
+if [ -e "$SITE" ]; then
+    cp "$SITE" "$NEW"
+    mv -f "$NEW" "$BEFORE"
+fi
 if [ -n "$TEXT" ]; then
-    printf '%s' "$TEXT" > "$SITE.new"
-    mv -f "$SITE.new" "$SITE"
+    printf '%s' "$TEXT" > "$NEW"
+    mv -f "$NEW" "$SITE"
     cat "$SITE"
 else
     rm -f "$SITE"
 fi
+printf '\n--held\n'
+cat >/dev/null
 """
 
 # Holds the lock while standard input is open: prints `held`, or who has it.
@@ -72,6 +98,10 @@ echo "$HOLDER" > "$LOCK"
 echo held
 cat >/dev/null
 """
+
+
+# Held by whoever changes a site of this proxy, from writing it until the reload is proven.
+PROXY_LOCK = "/dev/shm/nonstop.lock"
 
 
 def lock_file(app: str) -> str:

@@ -1,0 +1,89 @@
+"""The way back: after any failure before the point of no return blue serves as before."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from prefect.exceptions import Abort, Pause
+from prefect.logging import get_run_logger
+
+from flows.interrupts import Interrupts
+from tasks.bluegreen.errors import Failed, NonstopError, Refused, StateUnknown
+from tasks.bluegreen.model import Plan, Report, Step, Verified
+from tasks.roll_back import roll_back
+from tasks.step import STEPS
+from tasks.teardown_blue import teardown_blue
+
+
+class WayBack:
+    """Within, a failure or a signal leads back to blue, and is raised with who serves.
+
+    Args:
+        plan: of the run.
+        interrupts: which the way back must not hear.
+
+    `touched` says whether anything was started, so that the failure is no refusal any more.
+    """
+
+    def __init__(self, plan: Plan, interrupts: Interrupts, *, touched: bool = False) -> None:
+        self.plan, self.interrupts, self.touched = plan, interrupts, touched
+
+    def __enter__(self) -> WayBack:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        failure: BaseException | None,  # a cancelled run raises no Exception
+        trace: TracebackType | None,
+    ) -> None:
+        if failure is None or isinstance(failure, Abort | Pause):
+            return
+        self.interrupts.ignored = True
+        serves = roll_back(self.plan, str(failure) or type(failure).__name__)
+        get_run_logger().warning(serves)
+        if not isinstance(failure, Exception):
+            failure.add_note(serves)
+            return
+        raise told(self.plan, failure, serves, touched=self.touched) from failure
+
+
+def told(plan: Plan, failure: Exception, serves: str, *, touched: bool) -> NonstopError:
+    """The failure as one of ours, with who serves; `Refused` only if nothing was touched."""
+    if isinstance(failure, NonstopError) and not (touched and isinstance(failure, Refused)):
+        error = failure
+    elif isinstance(failure, NonstopError):
+        error = Failed(failure.what, failure.evidence)
+    else:
+        error = Failed(f"{plan.app.name}: {type(failure).__name__}: {failure}.")
+    error.serves = serves
+    return error
+
+
+def retire(plan: Plan, verified: Verified) -> Report:
+    """Blue is drained and stopped; green serves and is good, so that a failure undoes nothing."""
+    drained, pending = None, ""
+    try:
+        drained = teardown_blue(plan)
+    except (Abort, Pause, StateUnknown):
+        raise
+    except BaseException as failure:
+        pending = "Cleanup is pending, the next run or `nonstop recover` finishes it"
+        if not isinstance(failure, Exception):
+            failure.add_note(f"Release {plan.green} serves. {pending}.")
+            raise
+        pending += f" ({failure})."
+        get_run_logger().warning(pending)
+    steps: list[Step] = STEPS.get() or []
+    return Report(
+        outcome="succeeded",
+        app=plan.app.name,
+        release=plan.green,
+        image=plan.app.image,
+        blue=plan.blue,
+        steps=tuple(steps),
+        verified=verified,
+        drained=drained,
+        cleanup="pending" if pending else "done",
+        message=f"Release {plan.green} of {plan.app.name} serves. {pending}".strip(),
+    )

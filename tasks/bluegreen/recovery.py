@@ -1,0 +1,131 @@
+"""What a dead run left, and what becomes of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tasks.bluegreen.errors import StateUnknown
+from tasks.bluegreen.model import Live, Observed, Plan, Recovery, Release
+from tasks.bluegreen.plan import plan_retirement
+
+STANDING = ("created", "exited", "dead")  # states of a container that a start can help
+BAKE = 5.0  # seconds at most that a release which serves already is watched again
+
+
+def plan_recovery(seen: Observed) -> Recovery:
+    """Finish or undo what can be seen of a run that died; nothing, when nothing is to be seen.
+
+    What is live is never stopped, removed or renumbered: a release goes only when it is newer than
+    the live one, so that it never became live.
+    """
+    live = seen.release(seen.live.number) if seen.live else None
+    if live is None:
+        return _nobody_serves(seen)
+    retired = plan_retirement(seen, live.settings.keep)
+    start = _standing(live)
+    return Recovery(
+        app=seen.app,
+        live=live.number,
+        site="is loaded" if seen.loaded else "put back",
+        start=start,
+        remove=_newer(seen, live.number),
+        finish=bool(start or retired.stop or retired.remove),
+        blue=_way_back(seen, live.number),
+    )
+
+
+def _nobody_serves(seen: Observed) -> Recovery:
+    named = Live.named_in(seen.site)
+    green = seen.release(named.number) if named and named != seen.live else None
+    if green is not None and green.complete:  # it was healthy before its site was written
+        return Recovery(
+            app=seen.app,
+            live=green.number,
+            site="load",
+            start=_standing(green),
+            remove=_newer(seen, green.number),
+            finish=True,
+            blue=_way_back(seen, green.number),
+        )
+    if seen.live is not None:  # all containers of what nginx serves are gone
+        number = seen.live.number
+        return Recovery(app=seen.app, live=number, finish=True, blue=_way_back(seen, number))
+    # The green of a first deploy; where there was another release, or another proxy, it may have
+    # served, and somebody took its site away.
+    first = seen.behind[0] if len(seen.behind) == 1 and seen.proxy_since else None
+    abandoned = first is not None and all(r.created > seen.proxy_since for r in first.replicas)
+    return Recovery(
+        app=seen.app,
+        live=None,
+        site="remove" if seen.site is not None else "is loaded",
+        remove=(first.number,) if first and abandoned else (),
+    )
+
+
+def _standing(release: Release) -> tuple[str, ...]:
+    return tuple(replica.id for replica in release.replicas if replica.status in STANDING)
+
+
+def _newer(seen: Observed, number: int) -> tuple[int, ...]:
+    return tuple(release.number for release in seen.behind if release.number > number)
+
+
+def _way_back(seen: Observed, number: int) -> int | None:
+    """The release to return to: the newest complete one before, a warm one first."""
+    older = [r for r in seen.behind if r.number < number and r.complete]
+    best = max(older, key=lambda r: (r.running == len(r.replicas), r.number), default=None)
+    return best.number if best else None
+
+
+def plan_resumed(seen: Observed, recovery: Recovery, holder: str) -> Plan:
+    """The rest of a deploy that got as far as its cutover.
+
+    Args:
+        seen: what Docker and nginx show now.
+        recovery: what is done about a dead run.
+        holder: the run that does it, as the holder of the app's lock.
+
+    Raises:
+        StateUnknown: nothing is left of what nginx serves, nor anything to go back to.
+    """
+    live, blue = seen.release(recovery.live or 0), seen.release(recovery.blue or 0)
+    some = live or blue
+    if some is None:
+        raise StateUnknown(
+            f"{seen.app}: nginx serves release {recovery.live}, whose containers are gone, and no "
+            f"other release is kept: `nonstop deploy {seen.app}`."
+        )
+    app = some.settings
+    verify = app.verify.model_copy(update={"bake_time": min(app.verify.bake_time, BAKE)})
+    before = Live.named_in(seen.before)
+    known = before if before and before.number == recovery.blue else None
+    return Plan(
+        app=app.model_copy(update={"verify": verify}),
+        green=recovery.live or 0,
+        blue=recovery.blue,
+        blue_generation=known.generation if known else None,
+        origin=some.origin,
+        addresses=tuple(replica.address for replica in live.replicas) if live else (),
+        nginx=seen.nginx,
+        run=live.replicas[0].run if live else "",
+        holder=holder,
+        previous_site=seen.before if known else None,
+    )
+
+
+def recovery_lines(recovery: Recovery) -> Iterator[str]:
+    """What a recovery does, for people."""
+    live = f"release {recovery.live}"
+    if recovery.site == "put back":
+        yield f"put back the site of {live}, which serves: its file was ahead of nginx"
+    if recovery.site == "load":
+        yield f"load the site of {live}, which was written and not loaded"
+    if recovery.site == "remove":
+        yield "remove a site that was written and not loaded, and whose release is gone"
+    if recovery.start:
+        yield f"start {len(recovery.start)} replicas of {live} that stand still"
+    for number in recovery.remove:
+        yield f"remove release {number}, which never became live"
+    if recovery.finish:
+        back = f"go back to release {recovery.blue}" if recovery.blue else "ask for a person"
+        yield f"verify {live}; retire what was before it, or {back}"
