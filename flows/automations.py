@@ -73,7 +73,7 @@ def _ensure(client: SyncPrefectClient, name: str, wanted: AutomationCore | None)
 
 def _content(automation: AutomationCore) -> dict[str, Any]:
     """What an automation does; whether it is paused is left to whoever paused it in the UI."""
-    return automation.model_dump(mode="json", include={"description", "trigger", "actions"})
+    return automation.model_dump(include={"description", "trigger", "actions"})
 
 
 def _silent() -> AutomationCore:
@@ -104,7 +104,7 @@ def _crashed(recover: UUID) -> AutomationCore:
         name=CRASHED,
         description="What a crashed deploy or rollback left is finished or undone.",
         trigger=_ended("CRASHED"),
-        actions=[RunDeployment(deployment_id=recover, parameters={"app": APP})],
+        actions=[RunDeployment(deployment_id=recover, parameters={"app": APP, "wait": SILENCE})],
     )
 
 

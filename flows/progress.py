@@ -48,15 +48,8 @@ class Line(logging.StreamHandler[TextIO]):
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if "database is locked" not in str(error):
             return super().format(record)
-        said = record.getMessage()
-        calm: dict[str, Any] = {
-            "exc_info": None,
-            "exc_text": None,
-            "args": None,
-            "levelno": logging.WARNING,
-        }
-        words = f"{said}: SQLite takes one writer at a time; the server tries again"
-        calm |= {"levelname": "WARNING", "msg": words}
+        words = f"{record.getMessage()}: SQLite takes one writer at a time, and is asked again"
+        calm = {"msg": words, "args": None, "exc_info": None, "exc_text": None}
         return super().format(logging.makeLogRecord(record.__dict__ | calm))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name

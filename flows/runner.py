@@ -43,6 +43,7 @@ from tasks.bluegreen.errors import EXIT_CODES, BadInput, Refused, Unavailable
 
 POLL = 1.0  # seconds between two looks for runs
 READY = 10.0  # seconds between two of Prefect's own questions, which mark deployments as ready
+ANSWER = 10.0  # seconds for the server to say what a run is called, before it ends without
 SCHEDULE = {"active", "parameters", "slug", "replaces", "max_scheduled_runs"}  # beside cron, ...
 
 
@@ -121,8 +122,9 @@ class Runner(prefect.runner.Runner):
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), POLL)
             self.stopping = True
-            ending = asyncio.create_task(self._end_all())
-        ending.cancel()
+            while not self.idle():  # one whose process had only been asked for comes later
+                await asyncio.gather(*map(self._end, self._process_manager.flow_run_ids()))
+                await asyncio.sleep(0.1)
 
     async def _waiting(self, client: PrefectClient) -> bool:
         """Whether a run of ours is due."""
@@ -134,14 +136,17 @@ class Runner(prefect.runner.Runner):
         return bool(await client.read_flow_runs(flow_run_filter=waiting, limit=1))
 
     def idle(self) -> bool:
-        """No run has a process."""
-        return not self._process_manager.flow_run_ids()
+        """No run has a process, or is about to."""
+        return not self._scheduled_run_poller._submitting_flow_run_ids
 
-    async def _end_all(self) -> None:
-        """A run whose process had only been asked for is met in the next round."""
-        while True:
-            await self.cancel_all()
-            await asyncio.sleep(POLL)
+    async def _end(self, run: UUID) -> None:
+        """The run went back and is Cancelled; while no server answers it went back all the same."""
+        try:
+            known = await asyncio.wait_for(self._client.read_flow_run(run), ANSWER)
+        except (httpx.HTTPError, TimeoutError):
+            await self._process_manager.kill(run)
+        else:
+            await self._cancel_run(known, "The runner was stopped.")
 
     async def _handle_cancellation_observer_failure(self) -> None:
         """No run can be cancelled any more; as soon as none is at work, a new process can."""
