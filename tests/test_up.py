@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+from prefect.automations import AutomationCore
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.automations import CRASHED, SILENT, TOLD, ensure_automations
 from tests.lab.command import BIN
 from tests.lab.host import Host
 from tests.lab.shop import Shop
 
-RECOVER = {"name": "recover", "entrypoint": "tests.lab.recovering.recover"}
+RECOVER = {"name": "recover", "entrypoint": "flows.recover.recover"}
 SLOW = {"verify": {"bake_time": 60}}
 
 
@@ -99,12 +110,11 @@ def refused(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_runner_that_dies_is_started_again_and_its_deploy_goes_on(host: Host) -> None:
     already = len(host.said())
-    run = begun(host, "deploy", verify={"bake_time": 6})
+    run = begun(host, "deploy", verify={"bake_time": 4})
     os.kill(host.child("flows.runner"), signal.SIGKILL)
     host.hears("nonstop  the runner ended by signal SIGKILL; it starts again in 1 s", 10, already)
     host.hears(" runs deploy/", 30, already)
     assert host.ended(run) == "Completed"
-    assert host.ended(host.ask("recover", "recover")) == "Completed"
 
 
 def test_a_server_that_dies_is_started_again_and_its_deploy_goes_on(host: Host) -> None:
@@ -114,23 +124,140 @@ def test_a_server_that_dies_is_started_again_and_its_deploy_goes_on(host: Host) 
     host.hears("nonstop  the server ended by signal SIGKILL; it starts again in 1 s", 10, already)
     assert host.ended(run) == "Completed"
     assert host.child("flows.runner") == runner
-    assert host.ended(cancelled_run(host)) == "Cancelled"  # the runner still hears of it
 
 
 def test_a_run_that_is_cancelled_in_the_ui_goes_back_and_was_never_crashed(host: Host) -> None:
     before = served(host.shop)
-    run = cancelled_run(host)
+    run = begun(host, "deploy", **SLOW)
+    host.cancel(run)
     assert host.ended(run) == "Cancelled"
     assert served(host.shop) == before
     names = [state["name"] for state in host.get(f"flow_run_states/?flow_run_id={run}")]
     assert names[-3:] == ["Running", "Cancelling", "Cancelled"]
 
 
-def cancelled_run(host: Host) -> str:
-    """A run that was cancelled while it watched its green."""
+def test_a_run_whose_process_is_killed_has_crashed_and_recover_follows(host: Host) -> None:
+    run = begun(host, "deploy", verify={"bake_time": 2})
+    os.kill(host.child("prefect.engine"), signal.SIGKILL)
+    assert host.ended(run) == "Crashed"
+    host.until(lambda: recoveries(host), 30, "a run of recover")
+    (recovery,) = recoveries(host)
+    assert recovery["parameters"] == {"app": host.shop.name, "wait": 90}
+    assert host.ended(recovery["id"]) == "Completed"
+    assert host.shop.live()
+
+
+def recoveries(host: Host) -> list[dict[str, Any]]:
+    """The runs of deployment recover for the shop; the flow's own hook made none of them."""
+    runs = host.find("flow_runs", deployments={"name": {"any_": ["recover"]}})
+    return [run for run in runs if run["parameters"].get("app") == host.shop.name]
+
+
+def test_beside_a_server_of_yours_a_failure_is_told_and_sigterm_has_a_deploy_go_back(
+    host: Host, api: Any, tmp_path: Path
+) -> None:
+    shop = Shop(api)
+    try:
+        with receiver(host.url) as told:
+            options = ("--notify", "custom-webhook/lab")
+            with Host(shop, tmp_path, api=host.url, options=options) as second:
+                assert not [c for c in second.children().values() if "prefect server" in c]
+                assert second.ended(second.ask("deploy")) == "Completed"
+                bad = shop.described(environment={"CRASH": "start"})
+                failed = second.ask("deploy", app=bad)
+                assert second.ended(failed) == "Failed"
+                second.until(lambda: told, 20, "a notification")
+                stopped_while_it_deploys(second)
+        (message,) = told
+        assert message["subject"] == f"deploy of {shop.name}: Failed"
+        assert re.search(r"2-[12] ended", message["body"])
+        assert "Release 1 serves, as before." in message["body"]
+        assert message["body"].endswith(f"/runs/flow-run/{failed}")
+    finally:
+        shop.close()
+
+
+def stopped_while_it_deploys(host: Host) -> None:
+    """SIGTERM to `nonstop up`: blue serves, the run is Cancelled, nothing of us is left."""
+    with host.shop.visitors(kinds=["get", "post"]) as heard:
+        run = begun(host, "deploy", **SLOW)
+        below = host.children()
+        assert [command for command in below.values() if "prefect.engine" in command]
+        began = time.monotonic()
+        host.process.send_signal(signal.SIGTERM)
+        assert host.process.wait(60) == 0
+        assert time.monotonic() - began < 30
+    assert heard.lost == 0, heard.losses
+    assert host.shop.live() == 1
+    assert host.state(run) == "Cancelled"
+    assert not [pid for pid in below if Path(f"/proc/{pid}/cmdline").exists()]
+
+
+@contextmanager
+def receiver(api: str) -> Iterator[list[dict[str, str]]]:
+    """What a custom-webhook block named `lab` has sent."""
+    told: list[dict[str, str]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with temporary_settings({PREFECT_API_URL: api}):
+            CustomWebhookNotificationBlock(
+                name="lab",
+                url=f"http://127.0.0.1:{server.server_port}/",
+                json_data={"subject": "{{subject}}", "body": "{{body}}"},
+            ).save("lab")
+        yield told
+        server.shutdown()
+
+
+def test_a_block_that_is_not_there_is_named(host: Host, tmp_path: Path) -> None:
+    options = ("--notify", "slack-webhook/nope")
+    second = Host(host.shop, tmp_path, api=host.url, options=options)
+    assert second.start().wait(60) == 2
+    said = " ".join(second.said().split())
+    assert "The Prefect server has no block slack-webhook/nope to notify with: create it" in said
+
+
+def test_automations_are_there_once_as_described_and_are_otherwise_left_alone(host: Host) -> None:
+    def there() -> dict[str, dict[str, Any]]:
+        found = host.find("automations")
+        assert len({one["name"] for one in found}) == len(found)
+        return {one["name"]: one for one in found if one["name"].startswith("nonstop: ")}
+
+    with temporary_settings({PREFECT_API_URL: host.url}), get_client(sync_client=True) as client:
+        before = there()
+        ensure_automations()
+        assert there() == {name: before[name] for name in before if name != TOLD}
+        changed = client.read_automations_by_name(SILENT)[0]
+        client.create_automation(AutomationCore(**changed.model_dump(exclude={"id"})))  # a double
+        changed.description = "changed"
+        client.update_automation(changed.id, changed)
+        ensure_automations()
+        assert there()[SILENT]["description"] == before[SILENT]["description"]
+        assert there()[CRASHED] == before[CRASHED]
+
+
+@pytest.mark.long
+def test_a_run_that_is_silent_because_everything_was_killed_is_found_within_100_seconds(
+    host: Host,
+) -> None:
     run = begun(host, "deploy", **SLOW)
-    host.cancel(run)
-    return run
+    already = len(recoveries(host))
+    os.kill(host.child("flows.runner"), signal.SIGSTOP)  # it cannot tell of what comes now
+    os.kill(host.child("prefect.engine"), signal.SIGKILL)
+    os.kill(host.child("flows.runner"), signal.SIGKILL)
+    assert host.ended(run, 125) == "Crashed"
+    host.until(lambda: len(recoveries(host)) > already, 30, "a run of recover")
+    assert host.ended(recoveries(host)[0]["id"], 90) == "Completed"
 
 
 def begun(host: Host, flow: str, **changes: Any) -> str:
