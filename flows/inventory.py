@@ -54,16 +54,23 @@ def deployments(file: Path = FILE) -> list[dict[str, Any]]:
     return [entry for entry in filled if isinstance(entry, dict)]
 
 
+def app_of(file: Path, deployment: dict[str, Any]) -> dict[str, Any]:
+    """How a deployment of flow deploy describes its app.
+
+    Raises:
+        BadInput: it does not.
+    """
+    parameters = deployment.get("parameters")
+    app = parameters.get("app") if isinstance(parameters, dict) else None
+    if not isinstance(app, dict):
+        raise BadInput(f"{file}: deployment {deployment.get('name')} has no `app`.")
+    return app
+
+
 def _described(file: Path) -> dict[str, Any]:
-    described: dict[str, Any] = {}
-    for deployment in deployments(file):
-        if deployment.get("entrypoint") == ENTRYPOINT:
-            parameters = deployment.get("parameters")
-            app = parameters.get("app") if isinstance(parameters, dict) else None
-            if not isinstance(app, dict):
-                raise BadInput(f"{file}: deployment {deployment.get('name')} has no `app`.")
-            described[str(app.get("name"))] = app
-    return described
+    found = [entry for entry in deployments(file) if entry.get("entrypoint") == ENTRYPOINT]
+    apps = [app_of(file, deployment) for deployment in found]
+    return {str(app.get("name")): app for app in apps}
 
 
 def placeholders() -> dict[str, str]:

@@ -22,6 +22,7 @@ import httpx
 import prefect.runner
 import typer
 from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterDeploymentId,
@@ -34,11 +35,12 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL
 from prefect.types._datetime import now
+from pydantic import ValidationError
 
 from flows.automations import ensure_automations
-from flows.inventory import ENTRYPOINT, FILE, deployments
+from flows.inventory import ENTRYPOINT, FILE, app_of, deployments
 from flows.parts import STARTUP, answers, tell
-from tasks.bluegreen.app import parse
+from tasks.bluegreen.app import complaints, parse
 from tasks.bluegreen.errors import EXIT_CODES, BadInput, Refused, Unavailable
 
 POLL = 1.0  # seconds between two looks for runs
@@ -62,7 +64,7 @@ def _served(file: Path, entry: dict[str, Any]) -> RunnerDeployment:
     try:
         load_flow_from_entrypoint(str(entrypoint), use_placeholder_flow=False)
         if entrypoint == ENTRYPOINT:
-            parse(entry["parameters"]["app"])
+            parse(app_of(file, entry))
         return RunnerDeployment.from_entrypoint(
             entrypoint=str(entrypoint),
             name=str(name),
@@ -78,15 +80,18 @@ def _served(file: Path, entry: dict[str, Any]) -> RunnerDeployment:
         )
     except BadInput:
         raise
+    except ValidationError as error:
+        raise BadInput(f"{file}: deployment {name}: {complaints(error)}.") from error
     except Exception as error:  # whatever an import of somebody's module raises
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise BadInput(f"{file}: deployment {name} ({entrypoint}) cannot be run: {said}") from error
 
 
-def _schedule(described: dict[str, Any]) -> dict[str, Any]:
-    """One schedule of prefect.yaml in the words of Prefect's client."""
+def _schedule(described: dict[str, Any]) -> DeploymentScheduleCreate:
+    """One schedule of prefect.yaml as Prefect's client sends it."""
     when = {name: value for name, value in described.items() if name not in SCHEDULE}
-    return {name: described[name] for name in SCHEDULE & described.keys()} | {"schedule": when}
+    beside = {name: described[name] for name in SCHEDULE & described.keys()}
+    return DeploymentScheduleCreate.model_validate({"schedule": when} | beside)
 
 
 class Runner(prefect.runner.Runner):

@@ -97,9 +97,9 @@ def test_what_is_taken_out_of_an_entry_is_gone(prefect: None, folder: Path) -> N
         ({"entrypoint": "flows.nowhere.deploy"}, "No module named 'flows.nowhere'"),
         ({"entrypoint": None}, "rich (None) cannot be run"),
         ({"schedules": [{"corn": "0 3 * * *"}]}, "corn"),
-        ({"concurrency_limit": {"limit": "many"}}, "concurrency_limit"),
+        ({"concurrency_limit": {"limit": "many"}}, "limit: input should be a valid integer"),
         ({"entrypoint": "flows.deploy.deploy", "parameters": {"app": {}}}, "name: field required"),
-        ({"entrypoint": "flows.deploy.deploy", "parameters": None}, "parameters"),
+        ({"entrypoint": "flows.deploy.deploy", "parameters": None}, "rich has no `app`"),
     ],
 )
 def test_an_entry_that_is_wrong_is_refused(

@@ -237,10 +237,10 @@ def test_automations_are_there_once_as_described_and_are_otherwise_left_alone(ho
         before = there()
         ensure_automations()
         assert there() == {name: before[name] for name in before if name != TOLD}
-        changed = client.read_automations_by_name(SILENT)[0]
-        client.create_automation(AutomationCore(**changed.model_dump(exclude={"id"})))  # a double
-        changed.description = "changed"
-        client.update_automation(changed.id, changed)
+        (silent,) = client.read_automations_by_name(SILENT)
+        changed = AutomationCore(**silent.model_dump(exclude={"id"}) | {"description": "changed"})
+        client.create_automation(changed)  # a double
+        client.update_automation(silent.id, changed)
         ensure_automations()
         assert there()[SILENT]["description"] == before[SILENT]["description"]
         assert there()[CRASHED] == before[CRASHED]
