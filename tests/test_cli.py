@@ -160,6 +160,7 @@ def test_every_command_of_the_readme_is_one_that_is_tried() -> None:
         "nonstop (plan|status|rollback|recover) shop",
         "nonstop deploy shop --image [a-z0-9./:]+",
         "prefect (server start|deploy --all)",  # test_prefect_yaml.py
+        "nonstop up( --systemd)?",  # test_up.py, test_units.py
         "prefect work-pool create nonstop --type process",
         "prefect worker start --pool nonstop",
     )
