@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -41,7 +40,7 @@ from flows.automations import ensure_automations
 from flows.inventory import ENTRYPOINT, FILE, app_of, deployments
 from flows.parts import STARTUP, answers, tell
 from tasks.bluegreen.app import complaints, parse
-from tasks.bluegreen.errors import EXIT_CODES, BadInput, Refused, Unavailable
+from tasks.bluegreen.errors import EXIT_CODES, BadInput, Failed, NonstopError
 
 POLL = 1.0  # seconds between two looks for runs
 READY = 10.0  # seconds between two of Prefect's own questions, which mark deployments as ready
@@ -109,9 +108,22 @@ class Runner(prefect.runner.Runner):
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Runs what is asked for until `stop` is set; then every run has gone back and ended."""
+        async with self:
+            looking = asyncio.create_task(self._look())
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait({looking, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            looking.cancel()  # it may be waiting for a server that is away
+            while not self.idle():  # one whose process had only been asked for comes later
+                await asyncio.gather(*map(self._end, self._process_manager.flow_run_ids()))
+                await asyncio.sleep(0.1)
+        if not stop.is_set():
+            looking.result()  # what it failed by, if it did
+
+    async def _look(self) -> None:
+        """Runs that are due are started; returns when none could be cancelled any more."""
         away, due = False, 0.0
-        async with self, get_client() as client:
-            while not stop.is_set() and not (self.blind and self.idle()):
+        async with get_client() as client:
+            while not (self.blind and self.idle()):
                 try:
                     if time.monotonic() > due or await self._waiting(client):
                         await self._get_and_submit_flow_runs()  # type: ignore[no-untyped-call]
@@ -124,12 +136,7 @@ class Runner(prefect.runner.Runner):
                     if away:
                         tell("the Prefect server answers again")
                     away = False
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), POLL)
-            self.stopping = True
-            while not self.idle():  # one whose process had only been asked for comes later
-                await asyncio.gather(*map(self._end, self._process_manager.flow_run_ids()))
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(POLL)
 
     async def _waiting(self, client: PrefectClient) -> bool:
         """Whether a run of ours is due."""
@@ -163,7 +170,7 @@ async def run(found: Iterable[RunnerDeployment], notify: str | None) -> None:
     """The deployments are on the server, with their automations, and are run until SIGTERM.
 
     Raises:
-        Unavailable: no server answers in time.
+        Failed: no server answers in time.
         BadInput: there is no such block to notify with.
     """
     stop = asyncio.Event()
@@ -173,7 +180,7 @@ async def run(found: Iterable[RunnerDeployment], notify: str | None) -> None:
     if not await answers(url, STARTUP, stop):
         if stop.is_set():
             return
-        raise Unavailable(f"No Prefect server answers at PREFECT_API_URL={url}: start it.")
+        raise Failed(f"No Prefect server answers at PREFECT_API_URL={url}: start it.")
     runner = Runner()
     for deployment in found:
         runner.ours.append(await runner.aadd_deployment(deployment))
@@ -190,9 +197,9 @@ def main(
     """Register the deployments of the inventory, and run them until SIGTERM."""
     try:
         asyncio.run(run(served(file), notify))
-    except Refused as refused:
-        tell(str(refused))
-        sys.exit(EXIT_CODES["refused"])
+    except NonstopError as error:
+        tell(str(error))
+        sys.exit(EXIT_CODES[error.outcome])  # 2, refused: starting it again would not help
 
 
 if __name__ == "__main__":

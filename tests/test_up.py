@@ -190,7 +190,7 @@ def stopped_while_it_deploys(host: Host) -> None:
     assert heard.lost == 0, heard.losses
     assert host.shop.live() == 1
     assert host.state(run) == "Cancelled"
-    assert not [pid for pid in below if Path(f"/proc/{pid}/cmdline").exists()]
+    assert not [pid for pid in below if alive(pid)]
 
 
 @contextmanager
@@ -244,6 +244,43 @@ def test_automations_are_there_once_as_described_and_are_otherwise_left_alone(ho
         ensure_automations()
         assert there()[SILENT]["description"] == before[SILENT]["description"]
         assert there()[CRASHED] == before[CRASHED]
+
+
+@pytest.mark.long
+def test_a_deploy_that_outlived_its_runner_goes_back_too_when_all_is_stopped(
+    host: Host, api: Any, tmp_path: Path
+) -> None:
+    shop = Shop(api)
+    try:
+        with Host(shop, tmp_path, api=host.url) as second:
+            assert second.ended(second.ask("deploy")) == "Completed"
+            begun(second, "deploy", **SLOW)
+            below = second.children()
+            os.kill(second.child("flows.runner"), signal.SIGKILL)
+            second.hears("it starts again in 1 s")
+            second.process.send_signal(signal.SIGTERM)
+            assert second.process.wait(60) == 0
+        assert shop.live() == 1
+        assert not [pid for pid in below if alive(pid)]
+    finally:
+        shop.close()
+
+
+def test_a_killed_one_leaves_nothing_running(host: Host, tmp_path: Path) -> None:
+    with Host(host.shop, tmp_path, api=host.url) as second:
+        below = second.children()
+        second.process.kill()
+        second.process.wait()
+    assert below
+    host.until(lambda: not [pid for pid in below if alive(pid)], 20, "the end of the parts")
+
+
+def alive(pid: int) -> bool:
+    """Whether that process runs; one that only waits to be asked for its end does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.long
