@@ -115,7 +115,8 @@ class _Kept:
         self.part, self.folder, self.environment, self.stop = part, folder, environment, stop
         self.failed: Exception | None = None
         self.process: asyncio.subprocess.Process | None = None
-        self.groups: list[int] = []  # of processes that may have outlived theirs
+        self.groups: set[int] = set()  # of its processes: a deploy outlives a runner that is killed
+        self.watches: set[asyncio.Task[None]] = set()
         self.keeping: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -127,13 +128,14 @@ class _Kept:
         deadline = time.monotonic() + self.part.stop_limit
         if self.keeping is None:
             return True
-        if self.process and self.process.returncode is None:
-            self.process.terminate()
-        for group in self.groups[:-1]:  # what an earlier one left; the last is told by its process
-            _signal(group, signal.SIGTERM)
+        running = self.process if self.process and self.process.returncode is None else None
+        if running:
+            running.terminate()  # alone: what it started it ends itself
+        for group in self.groups - {running.pid if running else 0}:
+            _signal(group, signal.SIGTERM)  # what one that is gone has left
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self.keeping), self.part.stop_limit)
-        while any(_signal(group, 0) for group in self.groups):
+        while self.groups:
             if time.monotonic() > deadline:
                 for group in self.groups:
                     _signal(group, signal.SIGKILL)
@@ -155,9 +157,12 @@ class _Kept:
                 start_new_session=True,  # Ctrl-C in the terminal is for us: runs end by SIGTERM
                 preexec_fn=_end_with_parent,
             )
-            self.groups.append(process.pid)
+            self.groups.add(process.pid)
             relay = asyncio.create_task(self._relay(process))
             code = await process.wait()
+            watch = asyncio.create_task(self._forget(process.pid))
+            self.watches.add(watch)
+            watch.add_done_callback(self.watches.discard)
             with suppress(TimeoutError):  # a process that outlives it may hold the pipe
                 await asyncio.wait_for(relay, 1)
             if self.stop.is_set():
@@ -172,6 +177,12 @@ class _Kept:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.stop.wait(), delay)
             delay = min(delay * 2, LONGEST)
+
+    async def _forget(self, group: int) -> None:
+        """The group is forgotten as soon as it is empty: its number may be given to others then."""
+        while _signal(group, 0):
+            await asyncio.sleep(0.1)
+        self.groups.discard(group)
 
     async def _relay(self, process: asyncio.subprocess.Process) -> None:
         """Its lines with its name before them, without the empty ones and drawings."""
