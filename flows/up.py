@@ -128,13 +128,12 @@ class _Kept:
         deadline = time.monotonic() + self.part.stop_limit
         if self.keeping is None:
             return True
-        running = self.process if self.process and self.process.returncode is None else None
-        if running:
-            running.terminate()  # alone: what it started it ends itself
-        for group in self.groups - {running.pid if running else 0}:
-            _signal(group, signal.SIGTERM)  # what one that is gone has left
+        if self.process and self.process.returncode is None:
+            self.process.terminate()  # alone: what it started it ends itself
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self.keeping), self.part.stop_limit)
+        for group in self.groups:
+            _signal(group, signal.SIGTERM)  # what it left, or one before it that was killed
         while self.groups:
             if time.monotonic() > deadline:
                 for group in self.groups:
