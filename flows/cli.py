@@ -30,13 +30,15 @@ from prefect.settings import (
 )
 
 from flows.deploy import deploy, rollback
-from flows.inventory import FILE, load
+from flows.doctor import examine
+from flows.inventory import FILE, load, load_all
 from flows.parts import Address, Parts
 from flows.progress import ERR, progress
 from flows.recover import recover
 from flows.report import (
     describe,
     print_failure,
+    print_findings,
     print_json,
     print_plan,
     print_recovered,
@@ -139,6 +141,26 @@ def plan(app: Name, image: Image = None, file: Inventory = FILE, as_json: AsJson
             print_json(planned.model_dump(mode="json"))
         else:
             print_plan(planned, seen)
+
+
+@command.command()
+def doctor(
+    app: Annotated[
+        str | None, typer.Argument(metavar="[APP]", help="Name of the app; none: all.")
+    ] = None,
+    file: Inventory = FILE,
+    as_json: AsJson = False,
+) -> None:
+    """Show what would stop a deploy here, each with its remedy; exit code 2 if anything would."""
+    with _outcomes(app or "", as_json):
+        apps = (load(app, file),) if app else load_all(file)
+        findings = list(examine(apps))
+        if as_json:
+            print_json([finding._asdict() for finding in findings])
+        else:
+            print_findings(findings)
+        if any(finding.level == "problem" for finding in findings):
+            sys.exit(EXIT_CODES["refused"])
 
 
 @command.command("up")

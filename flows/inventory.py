@@ -32,6 +32,15 @@ def load(name: str, file: Path = FILE) -> App:
     return parse(described[name])
 
 
+def load_all(file: Path = FILE) -> tuple[App, ...]:
+    """Every app of the inventory.
+
+    Raises:
+        BadInput: no such file, or a description is wrong.
+    """
+    return tuple(parse(app) for app in _described(file).values())
+
+
 def deployments(file: Path = FILE) -> list[dict[str, Any]]:
     """Every deployment of the inventory as it is written, environment variables filled in.
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flows.doctor import Finding
 from flows.progress import ERR
 from tasks.bluegreen.errors import Outcome
 from tasks.bluegreen.model import Live, Observed, Plan, Report
@@ -49,6 +50,15 @@ def print_recovered(reports: Sequence[Report]) -> None:
         OUT.print(report.message, markup=False, soft_wrap=True)
     if not reports:
         OUT.print("No app is deployed on this engine.")
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """A line for each, what is wrong with its remedy."""
+    colours = {"fine": "green", "warning": "yellow", "problem": "red"}
+    for finding in findings:
+        OUT.print(f"[{colours[finding.level]}]{finding.level:8}[/]", end=" ")
+        remedy = f": {finding.remedy}" if finding.remedy else ""
+        OUT.print(f"{finding.where}: {finding.what}{remedy}", markup=False, soft_wrap=True)
 
 
 def print_failure(outcome: Outcome, message: str, evidence: str) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from docker.errors import NotFound
-
 from tasks.bluegreen.app import App
-from tasks.bluegreen.containers import Engine, engine_words
+from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.environment import environment, render_text
 from tasks.bluegreen.errors import BadInput, SiteRejected
-from tasks.bluegreen.images import pin
-from tasks.bluegreen.nginx import Nginx
+from tasks.bluegreen.images import ensure_room, pin
+from tasks.bluegreen.nginx import Look, Nginx
 from tasks.bluegreen.proxy import ensure_proxy
 from tasks.bluegreen.site import render_site
 from tasks.secret import secret
@@ -41,10 +39,11 @@ def preflight(app: App, *, rollback: bool = False) -> None:
         proxy = app.proxy
         there = proxy.image is None or engine.inspect(proxy.container) is not None
         if there:  # before it is joined to a network: it may be no nginx at all
-            ensure_site_loads(Nginx(engine, proxy), app)
+            look = ensure_site_loads(Nginx(engine, proxy), app)
         nginx = ensure_proxy(engine, app)
         if not there:
-            ensure_site_loads(nginx, app)
+            look = ensure_site_loads(nginx, app)
+        ensure_room(engine, app, look.free, pulls=app.pull_policy != "never" and not rollback)
 
 
 def ensure_described_well(engine: Engine, app: App, secret: Callable[[str], str] | None) -> None:
@@ -64,25 +63,26 @@ def ensure_described_well(engine: Engine, app: App, secret: Callable[[str], str]
     for value in app.health.headers.values():
         render_text(app, "health.headers", value, 0, 1)
     for network in app.networks:
-        with engine_words(f"describe network {network}"):
-            try:
-                engine.api.inspect_network(network)
-            except NotFound as error:
-                raise BadInput(
-                    f"{app.name}: there is no Docker network {network}: create it "
-                    "or remove it from `networks`."
-                ) from error
+        if engine.network(network) is None:
+            raise BadInput(
+                f"{app.name}: there is no Docker network {network}: create it "
+                "or remove it from `networks`."
+            )
 
 
-def ensure_site_loads(nginx: Nginx, app: App) -> None:
+def ensure_site_loads(nginx: Nginx, app: App) -> Look:
     """The proxy's own nginx accepts a site of this App beside all others; nothing was touched.
+
+    Returns:
+        What the proxy shows.
 
     Raises:
         BadInput: with nginx's own words.
         Unavailable: the proxy's configuration is broken without it, too.
     """
-    version = nginx.look(app.name).version
+    look = nginx.look(app.name)
     try:
-        nginx.check(render_site(app, 0, NOWHERE[: app.replicas], version))
+        nginx.check(render_site(app, 0, NOWHERE[: app.replicas], look.version))
     except SiteRejected as error:
         raise BadInput(error.what + " Nothing was touched.", error.evidence) from error
+    return look

@@ -1,40 +1,97 @@
-"""A deploy is killed at some moment; the next one ends clean and no visitor noticed either."""
+"""A run dies, in every way and at every step; no visitor notices, and the next run ends clean."""
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from flows.recover import recover
 from tests.lab.command import Command
+from tests.lab.deaths import MOMENTS, STEPS_OF_A_DEPLOY, Deaths
+from tests.lab.server import Server
+from tests.lab.shop import Shop, free_port
+
+WAYS = ("SIGKILL", "SIGTERM", "exception", "task time-out", "flow time-out")
+AWAY = ("server killed", "server silent", "database locked")
 
 
-def die_after(command: Command, seconds: float) -> None:
-    """A deploy is killed so long after its first sentence, then another follows."""
-    shop = command.shop
-    shop.deploy("zero")
-    command.describe(verify={"bake_time": 1}, environment={"RELEASE": "dead"})
-    with shop.visitors(kinds=["get", "fresh", "post"]) as heard:
-        process = command.start("deploy", shop.name)
-        assert process.stderr
-        assert "replaces" in process.stderr.readline()
-        time.sleep(seconds)
-        process.kill()
-        process.communicate(timeout=10)
-        report = shop.deploy("next")
-    assert heard.lost == 0, heard.losses
-    assert shop.releases() == {"next"}
-    running = {name for name, state in shop.containers().items() if state == "running"}
-    assert running == {f"{report.release}-1", f"{report.release}-2"}
-    assert len(shop.containers()) <= 4
+@contextmanager
+def server_of_its_own(folder: Path) -> Iterator[tuple[Server, int]]:
+    """A Prefect server that may be hurt, and its process group."""
+    server = Server(folder / "prefect", free_port())
+    group = server.start()
+    try:
+        yield server, group
+    finally:
+        os.killpg(group, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("seconds", [0.4, 1.0, 1.6, 2.6])
-def test_whenever_a_run_dies_the_next_ends_clean(command: Command, seconds: float) -> None:
-    die_after(command, seconds)
+@pytest.fixture
+def deaths(command: Command, tmp_path: Path) -> Iterator[Deaths]:
+    made = Deaths(command, tmp_path)
+    yield made
+    made.tell()
+
+
+def test_recovery_changes_nothing_where_nothing_is_wrong(shop: Shop) -> None:
+    shop.deploy("one")
+    shop.deploy("two")
+    before = shop.containers(), shop.sites(), shop.exec("ps ax -o pid,args 2>&1 | grep nginx:")
+    began = time.monotonic()
+    (report,) = recover(shop.name)
+    assert time.monotonic() - began < 2
+    assert report.message == f"{shop.name}: nothing to put right, release 2 serves."
+    after = shop.containers(), shop.sites(), shop.exec("ps ax -o pid,args 2>&1 | grep nginx:")
+    assert after == before
+
+
+def test_whenever_a_run_dies_the_release_before_or_after_it_serves(deaths: Deaths) -> None:
+    """A selection: every step once, the ways and the sides of the step in turn."""
+    ways = itertools.cycle(("SIGKILL", "SIGTERM", "SIGKILL", "task time-out"))
+    sides = itertools.cycle(("after", "before", "before", "after", "after"))
+    for step, way, when in zip(STEPS_OF_A_DEPLOY, ways, sides, strict=False):
+        case = deaths.die(way, step=step, when=when)
+        assert case.seconds < 15, case
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("step", range(40))
-def test_at_every_moment_a_run_may_die(command: Command, step: int) -> None:
-    die_after(command, step * 0.1)
+@pytest.mark.parametrize("way", WAYS)
+def test_at_every_step_a_run_may_die(deaths: Deaths, way: str) -> None:
+    for step, when in MOMENTS:
+        case = deaths.die(way, step=step, when=when)
+        assert case.seconds < 15, case
+
+
+@pytest.mark.long
+def test_at_every_change_of_the_world_a_run_may_be_killed(deaths: Deaths, tmp_path: Path) -> None:
+    """Not a list by hand: what a deploy asks of the engine is recorded, then each is fatal."""
+    record = tmp_path / "record"
+    deaths.die("nothing", effect=0, record=str(record))
+    effects = record.read_text().split()
+    assert len(effects) >= 8
+    for effect, when in itertools.product(range(1, len(effects) + 1), ("before", "after")):
+        case = deaths.die("SIGKILL", effect=effect, when=when)
+        assert case.code == -signal.SIGKILL, (effects[effect - 1], case)
+        assert case.seconds < 15, (effects[effect - 1], case)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", AWAY)
+def test_a_deploy_ends_well_whenever_its_prefect_server_goes_away(
+    deaths: Deaths, tmp_path: Path, way: str
+) -> None:
+    for number, (step, when) in enumerate(MOMENTS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with server_of_its_own(folder) as (server, group):
+            deaths.command.environment["PREFECT_API_URL"] = f"{server.address}/api"
+            target = server.database if way == "database locked" else group
+            case = deaths.die(way, step=step, when=when, target=str(target))
+        assert case.code == 0, case

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from pathlib import Path
 
+from tasks.bluegreen.containers import Engine
+from tasks.bluegreen.nginx import Nginx
 from tests.lab.command import Command, deploying
+from tests.lab.nginx import OwnNginx
 from tests.lab.shop import Shop
 
 
@@ -68,7 +73,7 @@ def test_a_run_that_lost_its_lock_does_not_switch(shop: Shop, command: Command) 
         assert process.poll() is None
         time.sleep(0.1)
     for row in shop.api.top(shop.proxy, ps_args="-o pid,args")["Processes"]:
-        if row[1] == "cat":
+        if row[1] == "head -c 1":
             os.kill(int(row[0]), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -77,3 +82,55 @@ def test_a_run_that_lost_its_lock_does_not_switch(shop: Shop, command: Command) 
     assert shop.sites() == before
     assert shop.live() == 1
     assert set(shop.containers()) == {"1-1", "1-2"}
+
+
+def test_two_apps_behind_one_nginx_deploy_at_once_and_nobody_notices(
+    command: Command, tmp_path: Path
+) -> None:
+    first = command.shop
+    OwnNginx(first)
+    second = Shop(first.api)
+    try:
+        second.proxy, second.url, second.host = first.proxy, first.url, "second.example.com"
+        second.description |= {"proxy": first.description["proxy"], "hosts": [second.host]}
+        (tmp_path / "second").mkdir()
+        other = Command(second, tmp_path / "second")
+        command.describe()
+        other.describe()
+        for shop in (first, second):
+            shop.deploy("one")
+        with first.visitors(kinds=["get", "post"]) as heard, second.visitors() as others:
+            for _ in range(3):
+                runs = [command.start("deploy", first.name), other.start("deploy", second.name)]
+                for run in runs:
+                    _, err = run.communicate(timeout=120)
+                    assert run.returncode == 0, err
+        assert (heard.lost, others.lost) == (0, 0), heard.losses + others.losses
+        assert (first.live(), second.live()) == (4, 4)
+    finally:
+        second.proxy = ""
+        second.close()
+
+
+def test_a_site_is_changed_only_while_no_other_site_of_the_proxy_is(shop: Shop) -> None:
+    shop.deploy("one")
+    with Engine() as engine:
+        nginx = Nginx(engine, shop.app().proxy)
+        look = nginx.look(shop.name)
+        entered: list[float] = []
+
+        def change() -> None:
+            with (
+                Engine() as another,
+                Nginx(another, nginx.proxy).installed(shop.name, look.site, "", unlocked=True),
+            ):
+                entered.append(time.monotonic())
+
+        thread = threading.Thread(target=change)
+        with nginx.installed(shop.name, look.site, "", unlocked=True):
+            thread.start()
+            time.sleep(2)
+            left = time.monotonic()
+        thread.join(30)
+    assert entered
+    assert entered[0] >= left

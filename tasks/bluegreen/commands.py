@@ -72,6 +72,14 @@ class Session:
         code: int | None = self._api.exec_inspect(self.id)["ExitCode"]
         return code
 
+    def say(self, text: str) -> None:
+        """Writes to its standard input.
+
+        Raises:
+            OSError: the engine has closed it.
+        """
+        self._socket.sendall(text.encode())
+
     def close(self) -> None:
         """Its standard input is at its end."""
         with suppress(OSError):  # the engine may have closed it already

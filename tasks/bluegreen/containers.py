@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import docker
 import requests
@@ -79,6 +80,11 @@ class Engine:
                 f"({words(error)}): start it, or name it in DOCKER_HOST."
             ) from error
 
+    @property
+    def host(self) -> str:
+        """Where ports are that the engine publishes on every address."""
+        return urlsplit(os.environ.get("DOCKER_HOST", "")).hostname or "127.0.0.1"
+
     def __enter__(self) -> Engine:
         return self
 
@@ -92,6 +98,15 @@ class Engine:
         with engine_words(f"describe container {container}"):
             try:
                 found: dict[str, Any] = self.api.inspect_container(container)
+            except NotFound:
+                return None
+            return found
+
+    def network(self, name: str) -> dict[str, Any] | None:
+        """A network's whole description; None when there is no such network."""
+        with engine_words(f"describe network {name}"):
+            try:
+                found: dict[str, Any] = self.api.inspect_network(name)
             except NotFound:
                 return None
             return found

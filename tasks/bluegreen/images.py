@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import requests
 from docker.errors import APIError, DockerException, NotFound
 
 from tasks.bluegreen.app import App
 from tasks.bluegreen.containers import Engine, engine_words, words
-from tasks.bluegreen.errors import EngineHiccup, ImageUnavailable, RegistryAway
+from tasks.bluegreen.errors import EngineHiccup, ImageUnavailable, RegistryAway, Unavailable
 
+MARGIN = 256 << 20  # bytes that a deploy leaves free, whatever it pulls
 REFUSED = re.compile(
     "manifest|unauthorized|no basic auth|denied|not found|HTTP 40[134]", re.IGNORECASE
 )
@@ -38,12 +40,45 @@ def pin(engine: Engine, app: App, say: Callable[[str], None]) -> str:
     return here
 
 
+def ensure_room(engine: Engine, app: App, free: int, *, pulls: bool) -> None:
+    """The disk has room for green's containers and, where it is pulled, for its image.
+
+    A registry tells no size before the pull; the image's own last one, or that of the newest
+    release, is taken for it.
+
+    Args:
+        engine: where.
+        app: what is deployed.
+        free: bytes that are free where the engine keeps containers and images.
+        pulls: whether the image may be pulled.
+
+    Raises:
+        Unavailable: there is less.
+    """
+    size = 0
+    if pulls:
+        releases = engine.releases(app.name)
+        for image in (app.image, releases[-1].pinned if releases else ""):
+            size = size or (_image(engine, image).get("Size", 0) if image else 0)
+    if free < MARGIN + size:
+        raise Unavailable(
+            f"{app.name}: {free >> 20} MiB are free on the engine's disk, and a deploy needs about "
+            f"{(MARGIN + size) >> 20} MiB: look at `docker system df`, free some with `docker "
+            "image prune`, then deploy again. Nothing was touched."
+        )
+
+
 def _image_id(engine: Engine, image: str) -> str | None:
+    return _image(engine, image).get("Id")
+
+
+def _image(engine: Engine, image: str) -> dict[str, Any]:
     with engine_words(f"look for image {image}"):
         try:
-            return str(engine.api.inspect_image(image)["Id"])
+            found: dict[str, Any] = engine.api.inspect_image(image)
         except NotFound:
-            return None
+            return {}
+        return found
 
 
 def _pull(engine: Engine, app: App, here: bool, say: Callable[[str], None]) -> None:

@@ -1,14 +1,16 @@
 """One run per app at a time: a lock in the proxy, which the kernel frees when its holder dies.
 
 An exec in the proxy's container holds an flock for as long as its standard input is connected to
-this process. So it is the same lock from whatever machine or Prefect server a run comes, and there
-is none to be cleaned up after a run that died.
+this process, which says so every few seconds. So it is the same lock from whatever machine or
+Prefect server a run comes, and there is none to be cleaned up after a run that died.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from tasks.bluegreen.commands import Session
@@ -20,6 +22,7 @@ from tasks.bluegreen.scripts import LOCK, lock_file
 ANSWER = 15.0  # seconds in which the exec has to say whether it holds the lock
 AGAIN = 1.0  # seconds between two tries
 TELL = 30.0
+BEAT = 5.0  # seconds between two signs of life; the exec waits for 30
 
 
 class Lock:
@@ -46,6 +49,7 @@ class Lock:
         self.engine, self.nginx, self.app = engine, nginx, app
         self.holder, self.wait, self.say = holder, wait, say
         self._session: Session | None = None
+        self._over = threading.Event()
 
     def __enter__(self) -> Lock:
         began = time.monotonic()
@@ -61,6 +65,7 @@ class Lock:
                 told = waited
                 self.say(f"waiting for {other}, at most {self.wait - waited:.0f} s more")
             time.sleep(AGAIN)
+        threading.Thread(target=self._beat, name=f"lock of {self.app}", daemon=True).start()
         return self
 
     def __exit__(
@@ -69,7 +74,14 @@ class Lock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._over.set()
         self._close()
+
+    def _beat(self) -> None:
+        with suppress(OSError):  # the engine went away; the cutover looks whose the lock is
+            while not self._over.wait(BEAT):
+                if self._session is not None:
+                    self._session.say(".")
 
     def _try(self) -> str | None:
         """None: the lock is ours; else who has it."""

@@ -130,14 +130,22 @@ class Nginx:
                 f"The proxy {self.proxy.container} has neither curl nor wget, with "
                 "which its nginx is asked what it serves: use an image with one."
             )
-        head, site, before = [*output.text.split("\n--file\n", 2), "", ""][:3]
+        head, *files = output.text.split("\n--file\n", 2)
+        if output.code != 0 or len(files) != 2:
+            raise EngineHiccup(
+                f"Asking {self.proxy.container} what it serves broke off (exit code "
+                f"{output.code}): {output.text.strip()[-300:] or 'nothing was said'}."
+            )
+        site, before = files
         numbers = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", head)
         free = re.search(r"^--disk\n(\d+)$", head, re.MULTILINE)
         _, answered, status = head.partition("--status\n")
         if not answered and not head.endswith("--refused"):
+            code = head.rpartition("--silent ")[2]
             raise Unavailable(
-                f"nginx in {self.proxy.container} does not answer on its own loopback: look at its "
-                f"load and at `docker logs {self.proxy.container}`, then try again."
+                f"nginx in {self.proxy.container} does not answer on its own loopback (its client "
+                f"ended with {code}): look at its load and at `docker logs "
+                f"{self.proxy.container}`, then try again."
             )
         said = status.split()
         return Look(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import httpx
 
@@ -123,12 +123,37 @@ class FromProxy:
 
 
 def nearest(engine: Engine, nginx: Nginx) -> Probe:
-    """Direct where the proxy's own address can be reached from here, else from the proxy."""
-    if nginx.proxy.network in nginx.seen["NetworkSettings"]["Networks"]:
-        reachable = _connects(nginx.address(), nginx.proxy.listen)
-    else:  # a proxy on the host's network; only Linux has that
-        reachable = _connects("127.0.0.1", nginx.proxy.listen)
+    """Direct where container addresses are reached from here, else from the proxy.
+
+    That something answers at such an address is no proof: other hosts use the same private ranges.
+    So it is direct only where the engine's own bridge or a container's own address is ours.
+    """
+    address, network = nginx.address() or "127.0.0.1", engine.network(nginx.proxy.network)
+    ours = network is not None and (_bridge(network) in _interfaces() or _among(network))
+    reachable = ours and _connects(address, nginx.proxy.listen)
     return Direct() if reachable else FromProxy(engine, nginx.id)
+
+
+def _bridge(network: Mapping[str, Any]) -> str:
+    named = (network["Options"] or {}).get("com.docker.network.bridge.name")
+    return str(named or f"br-{network['Id'][:12]}")
+
+
+def _interfaces() -> set[str]:
+    return {name for _, name in socket.if_nameindex()}
+
+
+def _among(network: Mapping[str, Any]) -> bool:
+    """Whether this process runs in a container of the network, by its address."""
+    addresses = {end["IPv4Address"].partition("/")[0] for end in network["Containers"].values()}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as to:
+        for address in sorted(addresses)[:1]:
+            try:
+                to.connect((address, 9))  # sends nothing, but shows which address would be used
+            except OSError:
+                return False
+            return to.getsockname()[0] in addresses
+    return False
 
 
 class FrontDoor:
@@ -137,7 +162,7 @@ class FrontDoor:
     def __init__(self, engine: Engine, nginx: Nginx, app: App) -> None:
         self.app = app
         self.probe: Probe = Direct()
-        self.base = app.proxy.url or self._published(nginx)
+        self.base = app.proxy.url or self._published(engine, nginx)
         if not self.base:
             self.probe = nearest(engine, nginx)
             direct = isinstance(self.probe, Direct) and nginx.address()
@@ -148,12 +173,10 @@ class FrontDoor:
         return self.probe.get(self.base, path, self.app.server_name, timeout)
 
     @staticmethod
-    def _published(nginx: Nginx) -> str:
+    def _published(engine: Engine, nginx: Nginx) -> str:
         port = nginx.proxy.listen
         for end in (nginx.seen["NetworkSettings"]["Ports"] or {}).get(f"{port}/tcp") or []:
-            host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(
-                end["HostIp"], end["HostIp"]
-            )
+            host = engine.host if end["HostIp"] in ("0.0.0.0", "::", "") else end["HostIp"]
             if _connects(host, int(end["HostPort"])):
                 bracketed = f"[{host}]" if ":" in host else host
                 return f"http://{bracketed}:{end['HostPort']}"

@@ -8,7 +8,7 @@ import time
 from pathlib import PurePosixPath
 from typing import Any
 
-from docker.errors import APIError, ImageNotFound, NotFound
+from docker.errors import APIError, ImageNotFound
 from docker.types import IPAMConfig, IPAMPool
 
 from tasks.bluegreen.app import App, Proxy
@@ -60,12 +60,10 @@ def ranges(engine: Engine, proxy: Proxy) -> tuple[str, str]:
     Raises:
         Unavailable: it has no room for fixed addresses.
     """
-    with engine_words(f"describe network {proxy.network}"):
-        try:
-            pools = engine.api.inspect_network(proxy.network)["IPAM"]["Config"] or []
-        except NotFound:
-            return POOLS[0], dynamic_part(POOLS[0])
-    for pool in pools:
+    network = engine.network(proxy.network)
+    if network is None:
+        return POOLS[0], dynamic_part(POOLS[0])
+    for pool in network["IPAM"]["Config"] or []:
         if ":" not in pool["Subnet"] and pool.get("IPRange"):
             return pool["Subnet"], pool["IPRange"]
     raise Unavailable(

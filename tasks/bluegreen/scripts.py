@@ -17,11 +17,12 @@ for try in 1 2 3; do
     fi
     code=$?
     case "$code $said" in 0\ * | 7\ * | *refused*) break ;; esac
+    sleep 0.2
 done
 case "$code $said" in
     0\ *) printf -- '--status\n%s' "$said" ;;
     7\ * | *refused*) printf -- --refused ;;
-    *) printf -- --silent ;;
+    *) printf -- '--silent %s' "$code" ;;
 esac
 for file in "$SITE" "$BEFORE"; do
     printf '\n--file\n'
@@ -86,17 +87,18 @@ else
     rm -f "$SITE"
 fi
 printf '\n--held\n'
-cat >/dev/null
+timeout 60 cat >/dev/null
 """
 
-# Holds the lock while standard input is open: prints `held`, or who has it.
+# Holds the lock while something comes on standard input: prints `held`, or who has it. That it is
+# open would not be enough: it stays so when an engine with live-restore was restarted.
 LOCK = """
 command -v flock >/dev/null || { echo "no flock"; exit 0; }
 exec 9>>"$LOCK"
 flock -n 9 || { cat "$LOCK"; exit 0; }
 echo "$HOLDER" > "$LOCK"
 echo held
-cat >/dev/null
+while [ -n "$(timeout 30 head -c 1)" ]; do :; done
 """
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from docker.errors import APIError, NotFound
 
 from tests.lab import engine, images, server
+from tests.lab.machine import sweep
 
 NAMES = ("nonstop-lab-", "nonstop-demo")  # how everything of tests, bench and demo is called
 
@@ -25,6 +27,8 @@ def clean() -> None:
         remove_things(api)
         images.remove_images(api)
     engine.stop()
+    for place in Path("/run").glob("nonstop-lab-[0-9]*"):  # of tests that were killed
+        sweep(place.name)
 
 
 def remove_things(api: Any, prefixes: tuple[str, ...] = NAMES) -> None:

@@ -18,6 +18,7 @@ from flows.inventory import ENTRYPOINT
 from tests.lab.shop import Shop
 
 BIN = Path(sys.executable).parent
+Process = subprocess.Popen[str]
 
 
 class Command:
@@ -33,10 +34,12 @@ class Command:
         entry = {"name": "shop", "entrypoint": ENTRYPOINT, "parameters": {"app": app}}
         self.file.write_text(yaml.safe_dump({"deployments": [entry]}))
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, program: tuple[str | Path, ...] = (BIN / "nonstop",)
+    ) -> Process:
         """The running command, in the inventory's directory."""
         return subprocess.Popen(
-            [BIN / "nonstop", *arguments],
+            [*program, *arguments],
             cwd=self.file.parent,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -54,7 +57,7 @@ class Command:
 
 
 @contextmanager
-def deploying(command: Command) -> Iterator[subprocess.Popen[str]]:
+def deploying(command: Command) -> Iterator[Process]:
     """A deploy that has cut over and is being watched."""
     command.describe(verify={"bake_time": 60})
     process = command.start("deploy", command.shop.name)

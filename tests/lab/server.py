@@ -39,6 +39,49 @@ def prefect_of_its_own() -> Iterator[None]:
         yield
 
 
+class Server:
+    """A Prefect server as a process, with a home of its own.
+
+    Args:
+        home: its directory: database, log.
+        port: of 127.0.0.1.
+    """
+
+    def __init__(self, home: Path, port: int) -> None:
+        self.home, self.address = home, f"http://127.0.0.1:{port}"
+        self.database = home / "prefect.db"
+        self.port = port
+
+    def start(self) -> int:
+        """Gives the process's id, which is its group's too, once the server answers.
+
+        Raises:
+            SystemExit: it does not start, with the place of its log.
+        """
+        self.home.mkdir(exist_ok=True)
+        with (self.home / "server.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "server", "start", "--port", str(self.port)],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env=os.environ
+                | {
+                    "PREFECT_HOME": str(self.home),
+                    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+                    "PREFECT_UI_API_URL": f"{self.address}/api",
+                    "PREFECT_API_URL": "",
+                },
+            )
+        deadline = time.monotonic() + STARTUP
+        while not _answers(self.address):
+            if process.poll() is not None or time.monotonic() > deadline:
+                sys.exit(f"The Prefect server did not start; its log is {self.home}/server.log.")
+            time.sleep(0.2)
+        return process.pid
+
+
 def ensure_server(port: int) -> str:
     """The address of the demo's server, started on `port` unless one runs already.
 
@@ -47,31 +90,11 @@ def ensure_server(port: int) -> str:
     """
     if ADDRESS.exists() and _answers(ADDRESS.read_text()):
         return ADDRESS.read_text()
-    HOME.mkdir(exist_ok=True)
-    address = f"http://127.0.0.1:{port}"
     tell(f"starting a Prefect server; its log is {HOME.name}/server.log")
-    with (HOME / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env=os.environ
-            | {
-                "PREFECT_HOME": str(HOME),
-                "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-                "PREFECT_UI_API_URL": f"{address}/api",
-            },
-        )
-    PID.write_text(str(process.pid))
-    deadline = time.monotonic() + STARTUP
-    while not _answers(address):
-        if process.poll() is not None or time.monotonic() > deadline:
-            sys.exit(f"The Prefect server did not start; its log is {HOME}/server.log.")
-        time.sleep(0.2)
-    ADDRESS.write_text(address)
-    return address
+    server = Server(HOME, port)
+    PID.write_text(str(server.start()))
+    ADDRESS.write_text(server.address)
+    return server.address
 
 
 def stop_server() -> None:

@@ -28,14 +28,19 @@ def free_port() -> int:
 
 
 class Shop:
-    """One app and its proxy; names carry this process's id, so that test runs don't meet."""
+    """One app and its proxy; names carry this process's id, so that test runs don't meet.
 
-    def __init__(self, api: Any) -> None:
+    Args:
+        api: a client of the engine.
+        address: where the front door is.
+    """
+
+    def __init__(self, api: Any, address: str = "127.0.0.1") -> None:
         self.api = api
         self.name = f"nonstop-lab-{os.getpid()}-{next(NUMBERS)}"
         self.proxy = f"{self.name}-proxy"
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{address}:{self.port}"
         self.host = "localhost"
         self.description: dict[str, Any] = {
             "name": self.name,
@@ -50,7 +55,7 @@ class Shop:
             "proxy": {
                 "container": self.proxy,
                 "image": PROXY,
-                "publish": [f"127.0.0.1:{self.port}:80"],
+                "publish": [f"{address}:{self.port}:80"],
                 "network": f"nonstop-lab-{os.getpid()}",
             },
         }

@@ -44,6 +44,7 @@ class Heard:
     websockets: Counter[str] = field(default_factory=Counter)  # ends: "1001", "cut", "open"
     confirmed: list[str] = field(default_factory=list)  # ids of POSTs that were answered 200
     slowest: float = 0.0  # seconds of the slowest GET
+    silence: float = 0.0  # seconds of the longest time without a right answer
     seconds: float = 0.0
 
     @property
@@ -107,6 +108,7 @@ class Crowd:
         self.rate, self.download, self.limit = rate, download, limit
         self.heard = Heard()
         self.over = asyncio.Event()
+        self.spoken = time.monotonic()
 
     async def once(
         self,
@@ -132,6 +134,9 @@ class Crowd:
             heard.slowest = max(heard.slowest, time.monotonic() - began)
         release = reply.headers.get("x-release", "")
         heard.releases[release] += 1
+        if reply.status < 500:
+            now = time.monotonic()
+            heard.silence, self.spoken = max(heard.silence, now - self.spoken), now
         if reply.status >= 500:
             heard.errors[release] += 1
             self.lose(kind, f"status {reply.status}")

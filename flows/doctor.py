@@ -1,0 +1,206 @@
+"""What would stop a deploy here, or make visitors notice it; each with its remedy."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import httpx
+from prefect.settings import PREFECT_API_URL
+
+from tasks.bluegreen.app import App, Proxy
+from tasks.bluegreen.containers import Engine, engine_words
+from tasks.bluegreen.environment import MASK
+from tasks.bluegreen.errors import NonstopError
+from tasks.bluegreen.images import ensure_room
+from tasks.bluegreen.nginx import Look, Nginx
+from tasks.bluegreen.proxy import ranges
+from tasks.bluegreen.recovery import plan_recovery, recovery_lines
+from tasks.bluegreen.site import render_site
+from tasks.observe import observe
+from tasks.preflight import NOWHERE, ensure_described_well, ensure_site_loads
+
+API = (1, 40)  # of Docker 19.03, the first with all that is asked of it
+READABLE = ("json-file", "local", "journald")  # logging drivers that can be read
+KEEPS = (1, 27, 4)  # the first nginx whose reload can spare keep-alive clients
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    where: str
+    what: str
+    level: Literal["fine", "warning", "problem"] = "fine"
+    remedy: str = ""
+
+
+def examine(apps: Sequence[App]) -> Iterator[Finding]:
+    """Everything that can be asked without touching anything.
+
+    Args:
+        apps: those that are described; none: engine and Prefect alone.
+    """
+    yield from _prefect()
+    try:
+        engine = Engine()
+    except NonstopError as error:
+        yield Finding("engine", error.what, "problem")
+        return
+    with engine:
+        yield from _guarded("engine", partial(_engine, engine))
+        broken = set()
+        for proxy in {app.proxy.container: app.proxy for app in apps}.values():
+            for finding in _guarded(proxy.container, partial(_proxy, engine, proxy)):
+                yield finding
+                broken |= {finding.where} if finding.level == "problem" else set()
+        for app in apps:
+            look = _described if app.proxy.container in broken else _app
+            yield from _guarded(app.name, partial(look, engine, app))
+
+
+def _guarded(where: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """What is found, up to what cannot be asked."""
+    try:
+        yield from look()
+    except NonstopError as error:
+        yield Finding(where, " ".join(str(error).split()), "problem")
+
+
+def _prefect() -> Iterator[Finding]:
+    url = PREFECT_API_URL.value()
+    if not url:
+        yield Finding("Prefect", "no PREFECT_API_URL: the command runs Prefect's embedded server")
+        return
+    try:
+        httpx.get(f"{url}/health", timeout=10).raise_for_status()
+        yield Finding("Prefect", f"the server at {url} answers")
+    except httpx.HTTPError as error:
+        remedy = "start it with `prefect server start`, or unset PREFECT_API_URL"
+        yield Finding("Prefect", f"no server answers at {url} ({error})", "problem", remedy)
+
+
+def _engine(engine: Engine) -> Iterator[Finding]:
+    with engine_words("describe itself"):
+        about, info = engine.api.version(), engine.api.info()
+    version = f"Docker {about['Version']}, API {about['ApiVersion']}"
+    if tuple(map(int, about["ApiVersion"].split("."))) < API:
+        yield Finding("engine", version, "problem", "use Docker 19.03 or later")
+    else:
+        yield Finding("engine", f"{version}, {info['Driver']}")
+    if not info.get("LiveRestoreEnabled"):
+        yield Finding(
+            "engine",
+            "live-restore is off: a restart of the engine stops every container, and visitors "
+            "notice",
+            "warning",
+            'set `"live-restore": true` in the engine\'s daemon.json',
+        )
+
+
+def _proxy(engine: Engine, proxy: Proxy) -> Iterator[Finding]:
+    where = proxy.container
+    if proxy.image is not None and engine.inspect(where) is None:
+        yield Finding(where, f"is not there yet; the first deploy creates it from {proxy.image}")
+        return
+    nginx = Nginx(engine, proxy)
+    nginx.check(None)
+    look = nginx.look("nobody")
+    yield from _version(where, look)
+    code, _ = engine.exec(nginx.id, ["sh", "-c", "command -v flock"])
+    if code != 0:
+        remedy = "use an image with util-linux or busybox"
+        yield Finding(where, "has no flock, which keeps two runs apart", "problem", remedy)
+    host = nginx.seen["HostConfig"]
+    if host["LogConfig"]["Type"] not in READABLE:
+        yield Finding(
+            where,
+            f"its log driver {host['LogConfig']['Type']} cannot be read, so visitors' own results "
+            "don't count",
+            "warning",
+            f"use one of {', '.join(READABLE)}",
+        )
+    if host["RestartPolicy"]["Name"] not in ("always", "unless-stopped"):
+        remedy = f"`docker update --restart unless-stopped {where}`"
+        yield Finding(where, "does not come back after a reboot", "warning", remedy)
+    yield from _single_files(engine, nginx)
+    yield from _room(engine, where, look)
+
+
+def _version(where: str, look: Look) -> Iterator[Finding]:
+    version = f"nginx {'.'.join(map(str, look.version))}, whose configuration loads"
+    if look.version >= KEEPS:
+        yield Finding(where, version)
+        return
+    yield Finding(
+        where,
+        f"{version}; it has no keepalive_min_timeout, so a reload may reset keep-alive clients",
+        "warning",
+        f"use nginx {'.'.join(map(str, KEEPS))} or later",
+    )
+
+
+def _single_files(engine: Engine, nginx: Nginx) -> Iterator[Finding]:
+    """Bind mounts of one file: they keep the old one when it is replaced on the host."""
+    for mount in nginx.seen["Mounts"]:
+        place = mount["Destination"]
+        if mount["Type"] != "bind" or not place.startswith("/etc/nginx"):
+            continue
+        code, _ = engine.exec(nginx.id, ["sh", "-c", f"[ -f {shlex.quote(place)} ]"])
+        if code == 0:
+            yield Finding(
+                nginx.proxy.container,
+                f"{place} is a bind mount of a single file: when an editor replaces it on the "
+                "host, nginx keeps reading the old one",
+                "warning",
+                "mount its directory instead",
+            )
+
+
+def _room(engine: Engine, where: str, look: Look) -> Iterator[Finding]:
+    yield Finding(where, f"{look.free >> 20} MiB are free on the engine's disk")
+    with engine_words("list networks"):
+        networks: list[dict[str, Any]] = engine.api.networks(filters={"dangling": "true"})
+    unused = [n["Name"] for n in networks if "nonstop.network" in (n["Labels"] or {})]
+    if unused:
+        remedy = f"`docker network rm {' '.join(unused)}` if no app is going to use them"
+        yield Finding(
+            where, f"networks of ours that nobody uses: {', '.join(unused)}", remedy=remedy
+        )
+
+
+def _described(engine: Engine, app: App) -> Iterator[Finding]:
+    ensure_described_well(engine, app, lambda _: MASK)
+    ranges(engine, app.proxy)
+    yield Finding(app.name, "is described well")
+
+
+def _app(engine: Engine, app: App) -> Iterator[Finding]:
+    yield from _described(engine, app)
+    if app.proxy.image is not None and engine.inspect(app.proxy.container) is None:
+        return
+    look = ensure_site_loads(Nginx(engine, app.proxy), app)
+    ensure_room(engine, app, look.free, pulls=app.pull_policy != "never")
+    yield Finding(app.name, "nginx takes its site")
+    site = render_site(app, 0, NOWHERE[: app.replicas], look.version).text
+    if look.version >= KEEPS and "keepalive_min_timeout" not in site:
+        yield Finding(
+            app.name,
+            f"{app.proxy.template} has no keepalive_min_timeout, so a reload may reset clients",
+            "warning",
+            "add `keepalive_min_timeout 5s;` to its server block",
+        )
+    if app.restart == "no" or app.restart.startswith("on-failure"):
+        remedy = "set `restart: unless-stopped`"
+        yield Finding(app.name, f"restart: {app.restart}: a reboot ends it", "warning", remedy)
+    seen = observe.fn(app.name, app.proxy)
+    for line in recovery_lines(plan_recovery(seen)):
+        yield Finding(app.name, f"a run died: {line}", "warning", f"`nonstop recover {app.name}`")
+    for name in seen.strangers:
+        yield Finding(
+            app.name,
+            f"container {name} is named like a replica and is not ours",
+            "warning",
+            f"`docker rename {name} {name}-other`, before a release gets its number",
+        )

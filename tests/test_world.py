@@ -1,0 +1,178 @@
+"""The world breaks in the middle of a deploy; afterwards one release serves and all is clean."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.bluegreen.errors import Unavailable
+from tests.lab.command import Command
+from tests.lab.deaths import STEPS_OF_A_DEPLOY, Deaths
+from tests.lab.images import PROXY
+from tests.lab.machine import Machine
+from tests.lab.nginx import until_it_answers
+from tests.lab.shop import Shop
+
+
+class World:
+    """A machine with a shop, and everything that can break on it."""
+
+    def __init__(self, machine: Machine, folder: Path) -> None:
+        self.machine = machine
+        self.shop = Shop(machine.api, machine.address)
+        self.shop.description["proxy"]["image"] = PROXY
+        command = Command(self.shop, folder)
+        command.describe()
+        self.deaths = Deaths(command, folder)
+
+    def pid(self, container: str) -> int:
+        """Process id of a container's first process; 0 when it is not running."""
+        pid: int = self.machine.api.inspect_container(container)["State"]["Pid"]
+        return pid
+
+    def crash(self, *containers: str) -> None:
+        """The containers' processes are killed, as by the kernel; Docker starts them again."""
+        for container in containers:
+            if pid := self.pid(container):
+                os.kill(pid, signal.SIGKILL)
+                while self.pid(container) in (0, pid):
+                    time.sleep(0.05)
+
+    def proxy_crashes(self) -> None:
+        """The only proxy dies; Docker starts it again."""
+        self.crash(self.shop.proxy)
+        until_it_answers(self.shop)
+
+    def replicas(self, newest: bool) -> list[str]:
+        """Names of the running replicas of the newest release, or of the one that serves."""
+        number = self.shop.live()
+        running = [n for n, state in self.shop.containers().items() if state == "running"]
+        wanted = max(int(n.partition("-")[0]) for n in running) if newest else number
+        return [self.shop.container(n) for n in running if n.startswith(f"{wanted}-")]
+
+    def a_replica_of_green_crashes(self) -> None:
+        """One replica of the newest release dies."""
+        self.crash(self.replicas(newest=True)[0])
+
+    def all_of_blue_crash(self) -> None:
+        """Every replica of what serves dies."""
+        self.crash(*self.replicas(newest=False))
+
+    def engine_restarts(self) -> None:
+        """The engine is restarted; what it stops, it starts again."""
+        self.machine.restart()
+        until_it_answers(self.shop)
+
+    def engine_crashes(self) -> None:
+        """The engine is killed and started."""
+        self.machine.restart(signal.SIGKILL)
+        until_it_answers(self.shop)
+
+    def engine_is_silent(self) -> None:
+        """The engine does not answer for some seconds."""
+        self.machine.process.send_signal(signal.SIGSTOP)
+        threading.Timer(4, self.machine.process.send_signal, (signal.SIGCONT,)).start()
+
+    def client_hangs(self) -> None:
+        """Every question to nginx in its container is never answered."""
+        self.shop.exec(
+            "mv /usr/bin/curl /usr/bin/curl.real; printf '#!/bin/sh\\nexec sleep 1000\\n' "
+            "> /usr/bin/curl; chmod +x /usr/bin/curl"
+        )
+
+    def client_is_back(self) -> None:
+        """They are, again."""
+        self.shop.exec("mv /usr/bin/curl.real /usr/bin/curl; pkill -x sleep")
+
+    def host_reboots(self) -> None:
+        """Everything dies at once, the deploy too."""
+        self.machine.reboot()
+        until_it_answers(self.shop, 60)
+
+
+@pytest.fixture
+def make_world(
+    prefect: None, api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., World]]:
+    machines: list[Machine] = []
+
+    def make(live_restore: bool, disk: str = "") -> World:
+        machine = Machine(tmp_path, live_restore=live_restore, disk=disk)
+        machines.append(machine.__enter__())
+        machine.load(api, "hello:v1", "hello:v2", PROXY)
+        monkeypatch.setenv("DOCKER_HOST", machine.url)
+        return World(machine, tmp_path)
+
+    yield make
+    for machine in machines:
+        machine.__exit__(None, None, None)
+
+
+def break_at(world: World, breaks: str, moments: list[tuple[str, str]], lost: int) -> None:
+    """At each moment of a deploy the world breaks; at most so many requests are lost each time."""
+    for step, when in moments:
+        world.deaths.die(breaks, getattr(world, breaks), lost, step=step, when=when)
+    world.deaths.tell()
+
+
+NOTICED = 400  # requests lost at most while the only proxy or all replicas are gone
+BREAKS = [  # what breaks, whether containers survive the engine, what may be lost
+    ("engine_restarts", True, NOTICED),
+    ("engine_crashes", True, NOTICED),
+    ("engine_is_silent", True, 0),
+    ("engine_restarts", False, NOTICED),
+    ("proxy_crashes", True, NOTICED),
+    ("a_replica_of_green_crashes", True, NOTICED),
+    ("all_of_blue_crash", True, NOTICED),
+    ("host_reboots", False, NOTICED),
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("breaks", "live_restore", "lost"), BREAKS)
+def test_whatever_breaks_at_whatever_step_one_release_serves_afterwards(
+    make_world: Callable[..., World], breaks: str, live_restore: bool, lost: int
+) -> None:
+    moments = [(step, "before") for step in STEPS_OF_A_DEPLOY] + [("teardown-blue", "after")]
+    break_at(make_world(live_restore), breaks, moments, lost)
+
+
+@pytest.mark.long
+def test_a_disk_that_is_full_is_refused_or_rolled_back(make_world: Callable[..., World]) -> None:
+    world = make_world(True, disk="1200m")
+    machine, deaths, shop = world.machine, world.deaths, world.shop
+    for step, when in (("start-green", "before"), ("reload-nginx", "before")):
+        case = deaths.die("disk full", machine.fill, mend=machine.free, step=step, when=when)
+        assert case.code == 1
+    before = shop.containers(), shop.sites()
+    machine.fill()
+    try:
+        with pytest.raises(Unavailable, match=r"0 MiB are free .* needs about 256 MiB") as caught:
+            shop.deploy("two")
+        assert caught.value.outcome == "refused"
+    finally:
+        machine.free()
+    assert (shop.containers(), shop.sites()) == before
+    shop.deploy("two")
+    assert shop.releases() == {"two"}
+
+
+@pytest.mark.long
+def test_a_command_that_never_ends_ends_a_deploy_in_bounded_time(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(True)
+    for step, code in (("reload-nginx", 3), ("teardown-blue", 0)):
+        began = time.monotonic()
+        case = world.deaths.die(
+            "hangs", world.client_hangs, mend=world.client_is_back, step=step, when="before"
+        )
+        assert case.code == code
+        assert time.monotonic() - began < 240
