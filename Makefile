@@ -26,6 +26,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	@$(BIN)/python -m tests.lab up
 	@$(BIN)/python -m tests.lab.bench
+	@$(BIN)/python -m tests.lab.latency
 
 # Containers, networks, volumes and images of the lab, the engine that it started, and .venv.
 clean: $(INSTALLED)

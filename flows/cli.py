@@ -36,6 +36,7 @@ from flows.account import ended, sentence
 from flows.deploy import deploy, rollback
 from flows.doctor import examine
 from flows.inventory import FILE, load, load_all
+from flows.parts import Address, Parts
 from flows.progress import ERR, progress
 from flows.recover import recover
 from flows.report import (
@@ -48,6 +49,8 @@ from flows.report import (
     print_report,
     print_status,
 )
+from flows.units import DIRECTORY, next_steps, write_units
+from flows.up import up
 from flows.windows import schedule
 from tasks.bluegreen.app import with_image
 from tasks.bluegreen.containers import Engine
@@ -196,6 +199,27 @@ def doctor(
             print_findings(findings)
         if any(finding.level == "problem" for finding in findings):
             sys.exit(EXIT_CODES["refused"])
+
+
+@command.command("up")
+def up_command(
+    file: Inventory = FILE,
+    server: Annotated[
+        str, typer.Option(help="Where the Prefect server listens; not with PREFECT_API_URL.")
+    ] = "127.0.0.1:4200",
+    notify: Annotated[
+        str | None, typer.Option(help="TYPE/NAME of the Prefect block that tells of failures.")
+    ] = None,
+    systemd: Annotated[bool, typer.Option(help="Write systemd units instead.")] = False,
+    directory: Annotated[Path, typer.Option(help="Where --systemd writes them.")] = DIRECTORY,
+) -> None:
+    """Run everything for this host: Prefect server, the inventory's deployments, automations."""
+    with _outcomes("", as_json=False):
+        parts = Parts.of(file, Address.parse(server), notify)
+        if systemd:
+            print(next_steps(write_units(parts, directory)))
+        else:
+            up(parts)
 
 
 def main() -> None:

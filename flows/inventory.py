@@ -41,7 +41,12 @@ def load_all(file: Path = FILE) -> tuple[App, ...]:
     return tuple(parse(app) for app in _described(file).values())
 
 
-def _described(file: Path) -> dict[str, Any]:
+def deployments(file: Path = FILE) -> list[dict[str, Any]]:
+    """Every deployment of the inventory as it is written, environment variables filled in.
+
+    Raises:
+        BadInput: no such file, it is not YAML, or it has no deployments.
+    """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -51,18 +56,30 @@ def _described(file: Path) -> dict[str, Any]:
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{file} is not YAML: {' '.join(str(error).split())}.") from error
-    deployments = content.get("deployments") if isinstance(content, dict) else None
-    if not isinstance(deployments, list):
+    found = content.get("deployments") if isinstance(content, dict) else None
+    if not isinstance(found, list):
         raise BadInput(f"{file} has no list of `deployments`.")
-    described: dict[str, Any] = {}
-    for deployment in deployments:
-        if isinstance(deployment, dict) and deployment.get("entrypoint") == ENTRYPOINT:
-            parameters = deployment.get("parameters")
-            app = parameters.get("app") if isinstance(parameters, dict) else None
-            if not isinstance(app, dict):
-                raise BadInput(f"{file}: deployment {deployment.get('name')} has no `app`.")
-            described[str(app.get("name"))] = apply_values(app, {}, remove_notset=False)
-    return described
+    filled: Any = apply_values(found, {}, remove_notset=False)
+    return [entry for entry in filled if isinstance(entry, dict)]
+
+
+def app_of(file: Path, deployment: dict[str, Any]) -> dict[str, Any]:
+    """How a deployment of flow deploy describes its app.
+
+    Raises:
+        BadInput: it does not.
+    """
+    parameters = deployment.get("parameters")
+    app = parameters.get("app") if isinstance(parameters, dict) else None
+    if not isinstance(app, dict):
+        raise BadInput(f"{file}: deployment {deployment.get('name')} has no `app`.")
+    return app
+
+
+def _described(file: Path) -> dict[str, Any]:
+    found = [entry for entry in deployments(file) if entry.get("entrypoint") == ENTRYPOINT]
+    apps = [app_of(file, deployment) for deployment in found]
+    return {str(app.get("name")): app for app in apps}
 
 
 def placeholders() -> dict[str, str]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -31,6 +32,28 @@ class Told(logging.Handler):
             markup=False,
             soft_wrap=True,
         )
+
+
+class Line(logging.StreamHandler[TextIO]):
+    """Prefect's lines on a stream that may lose its reader.
+
+    Prefect's own handler ends the process then: a deploy would die with the runner that reads it.
+    """
+
+    def __init__(self, stream: TextIO, **_: Any) -> None:
+        super().__init__(stream)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A line; without the traceback of what Prefect's server tries again by itself."""
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if "database is locked" not in str(error):
+            return super().format(record)
+        words = f"{record.getMessage()}: SQLite takes one writer at a time, and is asked again"
+        calm = {"msg": words, "args": None, "exc_info": None, "exc_text": None}
+        return super().format(logging.makeLogRecord(record.__dict__ | calm))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """The line is lost; it is in Prefect's history all the same."""
 
 
 @contextmanager

@@ -161,6 +161,7 @@ def test_every_command_of_the_readme_is_one_that_is_tried() -> None:
         "nonstop deploy shop --image [a-z0-9./:]+",
         'nonstop deploy shop --(override "[a-z ]+"|at 03:00)',  # test_doors.py
         "prefect (server start|deploy --all)",  # test_prefect_yaml.py
+        "nonstop up( --systemd)?",  # test_up.py, test_units.py
         "prefect work-pool create nonstop --type process",
         "prefect worker start --pool nonstop",
     )

@@ -42,6 +42,7 @@ class Session:
         self.id: str = made["Id"]
         self._stream: Any = api.exec_start(self.id, socket=True)
         self._socket: socket.socket = getattr(self._stream, "_sock", self._stream)
+        self._early = _read_with_headers(self._stream, self._socket)
 
     def __enter__(self) -> Session:
         return self
@@ -60,7 +61,8 @@ class Session:
         Raises:
             TimeoutError: neither came in time.
         """
-        text = _read_frames(self._socket, time.monotonic() + seconds, until.encode())
+        early, self._early = self._early, b""
+        text = _read_frames(self._socket, time.monotonic() + seconds, until.encode(), early)
         self._socket.settimeout(None)
         return text.decode(errors="replace")
 
@@ -85,20 +87,34 @@ class Session:
         self._stream.close()
 
 
-def _read_frames(sock: socket.socket, deadline: float, until: bytes) -> bytes:
+def _read_with_headers(stream: Any, sock: socket.socket) -> bytes:
+    """What came in one piece with the answer's headers: a command that is quick may say all of it.
+
+    The client reads headers through a buffer, and hands out the socket below it.
+    """
+    answer: Any = getattr(getattr(stream, "_response", None), "raw", None)
+    buffer: Any = getattr(getattr(answer, "_fp", None), "fp", None)
+    sock.setblocking(False)
+    early: bytes = buffer.peek() if hasattr(buffer, "peek") else b""
+    sock.setblocking(True)
+    return early
+
+
+def _read_frames(sock: socket.socket, deadline: float, until: bytes, early: bytes) -> bytes:
     """What an exec prints: frames of 8 bytes of header and a payload."""
-    received = bytearray()
+    received, ended = bytearray(early), False
     while True:
+        text, at = bytearray(), 0
+        while at + 8 <= len(received):
+            (length,) = struct.unpack(">L", received[at + 4 : at + 8])
+            text += received[at + 8 : at + 8 + length]
+            at += 8 + length
+        if ended or (until and until in text):
+            return bytes(text)
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("it did not end in time")
         sock.settimeout(left)
         chunk = sock.recv(65536)
         received += chunk
-        text, at = bytearray(), 0
-        while at + 8 <= len(received):
-            (length,) = struct.unpack(">L", received[at + 4 : at + 8])
-            text += received[at + 8 : at + 8 + length]
-            at += 8 + length
-        if not chunk or (until and until in text):
-            return bytes(text)
+        ended = not chunk

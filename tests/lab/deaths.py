@@ -19,7 +19,7 @@ from tests.lab.mortal import STEPS
 from tests.lab.shop import Shop
 
 ROOT = Path(__file__).parents[2]
-MORTAL = (sys.executable, "-m", "tests.lab.mortal")
+MORTAL = (sys.executable, "-c", "import flows.cli, tests.lab.mortal; flows.cli.main()")
 ELSEWHERE = ("roll-back", "put-right", "ask-approval")
 STEPS_OF_A_DEPLOY = [name for name in STEPS if name not in ELSEWHERE]
 MOMENTS = [(step, when) for step in STEPS_OF_A_DEPLOY for when in ("before", "after")]

@@ -157,8 +157,3 @@ class Mortal:
 if os.environ.get("MORTAL"):
     Mortal(json.loads(Path(os.environ["MORTAL"]).read_text())).lay()
 deploy = flows.deploy.deploy
-
-if __name__ == "__main__":
-    from flows.cli import main
-
-    main()
