@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +15,11 @@ from pathlib import Path
 import pytest
 
 from flows.recover import recover
+from tasks.bluegreen.recovery import plan_recovery
+from tasks.observe import observe
 from tests.lab.command import Command
-from tests.lab.deaths import MOMENTS, STEPS_OF_A_DEPLOY, Deaths
+from tests.lab.deaths import KINDS, MOMENTS, STEPS_OF_A_DEPLOY, Deaths, ensure_clean
+from tests.lab.served import Served, until
 from tests.lab.server import Server
 from tests.lab.shop import Shop, free_port
 
@@ -95,3 +100,52 @@ def test_a_deploy_ends_well_whenever_its_prefect_server_goes_away(
             target = server.database if way == "database locked" else group
             case = deaths.die(way, step=step, when=when, target=str(target))
         assert case.code == 0, case
+
+
+@pytest.fixture
+def mortals(deaths: Deaths, tmp_path: Path) -> Iterator[Served]:
+    """A runner whose runs die as told; it does not."""
+    deaths.told.write_text(json.dumps({"way": "nothing", "when": "before"}))
+    with Served(tmp_path, "tests.lab.mortal", {"MORTAL": str(deaths.told)}) as made:
+        yield made
+
+
+def under_a_runner(deaths: Deaths, served: Served, way: str, step: str, when: str) -> float:
+    """Seconds from a death until all is clean, without anybody's help."""
+    shop = deaths.shop
+    place = deaths.told.with_name("struck")
+    deaths.told.write_text(json.dumps({"way": way, "step": step, "when": when, "mark": str(place)}))
+    before = shop.live()
+    with shop.visitors(rate=100, kinds=KINDS) as heard:
+        app = shop.described(environment={"RELEASE": way}, verify={"bake_time": 1})
+        run = served.start("deploy", app=app, force=True)
+        ended = until(run, "Cancelled" if way == "cancel" else "Crashed")
+        while plan_recovery(observe.fn(shop.name)).needed:
+            time.sleep(0.2)
+        seconds = time.time() - place.stat().st_mtime
+    place.unlink()
+    assert heard.lost == 0, heard.losses
+    ensure_clean(shop)
+    if way == "cancel":
+        kept = shop.live() == before
+        assert ended["state"]["message"].startswith("Cancelled.") or not kept, ended["state"]
+    return seconds
+
+
+def test_a_run_that_is_killed_under_a_runner_is_recovered_by_itself(
+    deaths: Deaths, mortals: Served
+) -> None:
+    assert under_a_runner(deaths, mortals, "SIGKILL", "reload-nginx", "after") < 15
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["cancel", "SIGKILL"])
+def test_at_every_step_a_run_under_a_runner_may_die(
+    deaths: Deaths, mortals: Served, way: str
+) -> None:
+    seconds = [under_a_runner(deaths, mortals, way, step, when) for step, when in MOMENTS]
+    print(
+        f"{len(seconds)} times {way} under a runner: clean after "
+        f"{statistics.median(seconds):.1f} s (median), {max(seconds):.1f} s (worst)"
+    )
+    assert max(seconds) < 15

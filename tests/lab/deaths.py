@@ -118,6 +118,8 @@ class Deaths:
 
     def tell(self) -> None:
         """The figures, for whoever runs pytest with -s."""
+        if not self.cases:
+            return
         seconds = [case.seconds for case in self.cases]
         print(
             f"\n{len(self.cases)} deaths, {sum(c.requests for c in self.cases)} requests, "

@@ -66,6 +66,8 @@ class Mortal:
         if self.struck:
             return
         self.struck = True
+        if mark := self.told.get("mark"):
+            Path(mark).touch()
         way, target = self.told["way"], self.told.get("target")
         if way == "exception":
             raise Struck("struck")
@@ -156,4 +158,4 @@ class Mortal:
 
 if os.environ.get("MORTAL"):
     Mortal(json.loads(Path(os.environ["MORTAL"]).read_text())).lay()
-deploy = flows.deploy.deploy
+deploy, rollback = flows.deploy.deploy, flows.deploy.rollback

@@ -20,19 +20,27 @@ ROOT = Path(__file__).parents[2]
 SERVE = """
 import sys
 from prefect import serve
-from prefect.flows import EntrypointType
-from flows.deploy import deploy, rollback
-kind = EntrypointType.MODULE_PATH
-serve(*(f.to_deployment(sys.argv[1], entrypoint_type=kind) for f in (deploy, rollback)))
+from prefect.deployments.runner import RunnerDeployment
+name, *entrypoints = sys.argv[1:]
+serve(*(RunnerDeployment.from_entrypoint(entrypoint, name=name) for entrypoint in entrypoints))
 """
 PATIENCE = 90.0  # seconds for whatever is waited for
 
 
 class Served:
-    """Deployments of the flows and their runner, while entered."""
+    """Deployments of the flows and their runner, while entered.
 
-    def __init__(self, folder: Path) -> None:
-        self.name, self.log = f"lab-{os.getpid()}", folder / "runner.log"
+    Args:
+        folder: for the runner's log.
+        module: where the flows are.
+        environment: more variables for the runner and its runs.
+    """
+
+    def __init__(
+        self, folder: Path, module: str = "flows.deploy", environment: dict[str, str] | None = None
+    ) -> None:
+        self.name, self.log = f"{module}-{os.getpid()}", folder / "runner.log"
+        self.module, self.environment = module, environment or {}
 
     def __enter__(self) -> Served:
         changes = {
@@ -40,11 +48,12 @@ class Served:
             "PREFECT_RUNNER_POLL_FREQUENCY": "1",
             "PYTHONPATH": str(ROOT),
         }
+        entrypoints = [f"{self.module}.{flow}" for flow in ("deploy", "rollback")]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVE, self.name],
+                [sys.executable, "-c", SERVE, self.name, *entrypoints],
                 cwd=self.log.parent,
-                env=os.environ | changes,
+                env=os.environ | changes | self.environment,
                 stdout=log,
                 stderr=log,
             )
