@@ -7,6 +7,7 @@ import logging
 from prefect import flow
 from prefect.exceptions import Abort, Pause
 from prefect.logging import get_run_logger
+from prefect.states import Cancelled
 
 from flows.interrupts import Interrupts
 from tasks.bluegreen.app import App, with_image
@@ -16,6 +17,7 @@ from tasks.bluegreen.plan import plan_deploy, plan_rollback
 from tasks.health_check import health_check
 from tasks.locked import locked
 from tasks.observe import observe
+from tasks.overtaken import SUPERSEDED, overtaken
 from tasks.preflight import preflight
 from tasks.reload_nginx import reload_nginx
 from tasks.render_config import render_config
@@ -41,6 +43,8 @@ def deploy(app: App, image: str | None = None, wait: float = 0) -> Report:
     app = with_image(app, image)
     preflight(app)
     with locked(app.name, app.proxy, wait) as holder:
+        if newer := overtaken():  # a state that is returned is the one that the run ends in
+            return Cancelled(name=SUPERSEDED, message=newer)  # type: ignore[return-value]
         return replace(plan_deploy(app, observe(app.name, app.proxy), holder))
 
 
