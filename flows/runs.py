@@ -16,18 +16,21 @@ from uuid import UUID
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.client.schemas.sorting import FlowRunSort
+from prefect.client.schemas.sorting import DeploymentSort, FlowRunSort
 from prefect.states import Cancelled
 from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
+from flows.batches import Batches
 from flows.inventory import ENTRYPOINT
 from flows.push import Push, Subscriber
 from tasks.bluegreen.units import Frozen
 from tasks.overtaken import PUSH, PUSHED, RECENT, SUPERSEDED, age, pushed, why
 
 WAIT = 900.0  # seconds that a run waits for another one of its app
-FRESH = 5.0  # seconds until the deployments are read again
+FRESH = 1.0  # seconds that an app is known without asking whether it changed
+SETTLE = 0.3  # seconds in which further pushes come before older ones are superseded
+QUIET = 5.0  # seconds that superseding waits for pushes to stop coming
 PAGE = 100
 REMEMBERED = 4096  # deliveries whose run is known without asking
 
@@ -54,8 +57,10 @@ class Runs:
         self._client = client
         self._read = -1.0
         self._subscribers: tuple[Subscriber, ...] = ()
+        self._latest: object = None  # the deployment that was changed last, and when
         self._reading = asyncio.Lock()
         self._known: OrderedDict[str, Run] = OrderedDict()
+        self._batches = Batches(client)
         self._unsettled: set[UUID] = set()
         self._settling: asyncio.Task[None] | None = None
 
@@ -68,21 +73,30 @@ class Runs:
     async def request(
         self, app: Subscriber, push: Push, image: str, sender: str, received: float
     ) -> Run:
-        """A run that deploys the image is on the server: a new one, or the push's own of before."""
+        """A run that deploys the image is on the server: a new one, or the push's own of before.
+
+        Raises:
+            Busy, NotCreated: as of Batches.
+            Exception: of Prefect's client, when its server does not answer.
+        """
         key = f"{PUSH}:{sender}:{push.id}:{app.deployment}" if push.id else None
         if key is not None and key in self._known:
             return self._known[key]
-        moment = min(push.at.timestamp(), received) if push.at else received
-        if key is None and (waiting := await self._waiting(app.deployment, image)):
-            return self._run(app, waiting)
-        created = await self._client.create_flow_run_from_deployment(
-            app.deployment,
-            parameters={"image": image, "wait": WAIT},
-            tags=[PUSH, sender],
-            labels={PUSHED: moment},
-            idempotency_key=key,
-        )
-        run = self._run(app, created.id)
+        run = await self._waiting(app, image) if key is None else None
+        if run is None:
+            moment = min(push.at.timestamp(), received) if push.at else received
+            try:
+                created = await self._batches.create(
+                    app.deployment,
+                    parameters={"image": image, "wait": WAIT},
+                    tags=[PUSH, sender],
+                    labels={PUSHED: moment},
+                    idempotency_key=key,
+                )
+            except Exception:
+                self._latest = None  # the deployment may be gone
+                raise
+            run = Run(app=app.name, run=created, address=url_for("flow-run", created) or "")
         if key is not None:
             self._known[key] = run
             if len(self._known) > REMEMBERED:
@@ -106,6 +120,7 @@ class Runs:
             return
         for run in await self._scheduled(deployment):
             if run.id != newest.id and age(run) <= age(newest):
+                await self._quiet()
                 state: State[None] = Cancelled(name=SUPERSEDED, message=why(newest))
                 await self._client.set_flow_run_state(run.id, state)
 
@@ -120,17 +135,26 @@ class Runs:
         async with self._reading:
             if self._read < since:
                 began = time.monotonic()
-                found: list[Subscriber] = []
-                for offset in range(0, 100 * PAGE, PAGE):
-                    page = await self._client.read_deployments(limit=PAGE, offset=offset)
-                    for deployment in page:
-                        app = deployment.parameters.get("app")
-                        if deployment.entrypoint == ENTRYPOINT and isinstance(app, dict):
-                            found += _subscriber(app, deployment.id)
-                    if len(page) < PAGE:
-                        break
-                self._subscribers, self._read = tuple(found), began
+                changed = await self._client.read_deployments(
+                    limit=1, sort=DeploymentSort.UPDATED_DESC
+                )
+                latest = {(one.id, one.updated) for one in changed}
+                if latest != self._latest:
+                    self._subscribers, self._latest = await self._all_apps(), latest
+                self._read = began
             return self._subscribers
+
+    async def _all_apps(self) -> tuple[Subscriber, ...]:
+        found: list[Subscriber] = []
+        for offset in range(0, 100 * PAGE, PAGE):
+            page = await self._client.read_deployments(limit=PAGE, offset=offset)
+            for deployment in page:
+                app = deployment.parameters.get("app")
+                if deployment.entrypoint == ENTRYPOINT and isinstance(app, dict):
+                    found += _subscriber(app, deployment.id)
+            if len(page) < PAGE:
+                break
+        return tuple(found)
 
     async def _scheduled(self, deployment: UUID) -> Iterable[FlowRun]:
         begun_by_nobody = pushed(deployment)
@@ -139,23 +163,28 @@ class Runs:
         )
         return await self._client.read_flow_runs(flow_run_filter=begun_by_nobody, limit=200)
 
-    async def _waiting(self, deployment: UUID, image: str) -> UUID | None:
+    async def _waiting(self, app: Subscriber, image: str) -> Run | None:
         """A run that has not begun and deploys that image: it will take what is there then."""
-        for run in await self._scheduled(deployment):
+        for run in await self._scheduled(app.deployment):
             if run.parameters.get("image") == image:
-                return run.id
+                return Run(app=app.name, run=run.id, address=url_for("flow-run", run.id) or "")
         return None
-
-    def _run(self, app: Subscriber, run: UUID) -> Run:
-        return Run(app=app.name, run=run, address=url_for("flow-run", run) or "")
 
     def _settle_soon(self, deployment: UUID) -> None:
         self._unsettled.add(deployment)
         if self._settling is None or self._settling.done():
             self._settling = asyncio.create_task(self._settle_all())
 
+    async def _quiet(self) -> None:
+        """Nobody waits for a run, who would wait longer for what can be done later."""
+        deadline = time.monotonic() + QUIET
+        while not self._batches.idle and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+
     async def _settle_all(self) -> None:
         while self._unsettled:
+            await asyncio.sleep(SETTLE)
+            await self._quiet()
             deployment = self._unsettled.pop()
             try:
                 await self.settle(deployment)

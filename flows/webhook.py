@@ -31,6 +31,7 @@ from prefect.settings import PREFECT_API_URL
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
+from flows.batches import Busy
 from flows.guard import TOLD, Guard, Limits, Lines, Metrics, plain
 from flows.runs import Run, Runs
 from flows.senders import FRESH, SENDERS, Secrets, Sender
@@ -74,7 +75,7 @@ PROBLEMS: dict[int, str] = {
     408: "It did not arrive in time.",
     413: "It is too large.",
     429: "Too many requests.",
-    503: "The Prefect server is away: deliver it again.",
+    503: "The Prefect server is away, or busy: deliver it again.",
 }
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": words} for status, words in PROBLEMS.items()
@@ -204,6 +205,9 @@ def _away() -> Iterator[None]:
     except (httpx.HTTPError, PrefectException, OSError, ValueError) as error:
         LOG.warning("the Prefect server: %s: %s", type(error).__name__, error)
         raise HTTPException(503, PROBLEMS[503], {"Retry-After": "30"}) from error
+    except Busy:
+        busy = "More is pushed than the Prefect server can take: deliver it again."
+        raise HTTPException(503, busy, {"Retry-After": "5"}) from None
 
 
 def _payload(delivery: Delivery) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def distribution(pushed: Pushed, secret: str, action: str = "push") -> Signed:
     }
     headers = {
         "Content-Type": "application/vnd.docker.distribution.events.v1+json",
-        "Authorization": f"Bearer {secret}",
+        "Authorization": f"Bearer {secret}".strip(),
     }
     return Signed("distribution", json.dumps({"events": [layer, event]}).encode(), headers)
 
