@@ -18,7 +18,8 @@ from flows.signatures import Delivery
 
 SHORTEST = 16  # characters of a secret; a shorter one can be guessed
 FRESH = 30.0  # seconds until a secret is looked up again
-BLOCK = "nonstop-webhook-"
+BLOCK = "nonstop-webhook-"  # names of Secret blocks begin so
+SECRETS = "NONSTOP_WEBHOOK_SECRETS"  # names the folder with files of secrets
 
 
 @dataclass(frozen=True)

@@ -9,77 +9,45 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qs
 
-import httpx
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.exceptions import PrefectException
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from flows.batches import Busy
+from flows.answers import REFUSALS, Answer, answer
 from flows.guard import TOLD, Guard, Limits, Lines, Metrics, plain
-from flows.runs import Run, Runs
-from flows.senders import FRESH, SENDERS, Secrets, Sender
+from flows.runs import Runs
+from flows.senders import FRESH, SECRETS, SENDERS, Secrets, Sender
 from flows.signatures import Delivery
 from tasks.bluegreen.errors import EXIT_CODES, BadInput, NonstopError
 from tasks.bluegreen.units import Frozen
 
 HOST, PORT = "127.0.0.1", 4280
-SECRETS = "NONSTOP_WEBHOOK_SECRETS"  # names the folder with files of secrets
 IDS = ("x-github-delivery", "idempotency-key", "x-gitlab-webhook-uuid", "webhook-id")
 EVENTS = ("x-github-event", "x-gitlab-event")
+ONCE = {PREFECT_CLIENT_MAX_RETRIES: 0}  # Prefect's client would try for minutes; senders wait less
 HEALTHY = 2.0  # seconds in which the Prefect server answers, or is away
 
 LOG = logging.getLogger("nonstop.webhook")
-
-
-class Answer(Frozen):
-    """What became of a delivery."""
-
-    outcome: Literal["accepted", "ignored"]
-    message: str
-    runs: tuple[Run, ...] = ()
-
-
-class Problem(Frozen):
-    """Why a request was refused, and what to do."""
-
-    message: str
 
 
 class Health(Frozen):
     """Whether pushes can be handed over."""
 
     prefect: Literal["answers", "away"]
-
-
-PROBLEMS: dict[int, str] = {
-    400: "It is no JSON object, or ended early.",
-    401: "It is not signed with the sender's secret.",
-    404: "No such sender, or it is off because it has no secret.",
-    408: "It did not arrive in time.",
-    413: "It is too large.",
-    429: "Too many requests.",
-    503: "The Prefect server is away, or busy: deliver it again.",
-}
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": words} for status, words in PROBLEMS.items()
-}
 
 
 def create_app(limits: Limits | None = None, fresh: float = FRESH) -> FastAPI:
@@ -151,83 +119,18 @@ def _receiver(sender: Sender) -> Callable[[Request], Awaitable[Response]]:
             received=time.time(),
         )
         told["body"] = delivery.digest[:12]
-        answer = await _answer(sender, delivery, request.app)
-        told["outcome"] = answer.outcome
-        told["runs"] = [str(run.run) for run in answer.runs]
-        for run in answer.runs:
+        given = await answer(sender, delivery, request.app.state.secrets, request.app.state.runs)
+        told["outcome"] = given.outcome
+        told["runs"] = [str(run.run) for run in given.runs]
+        for run in given.runs:
             request.app.state.metrics.runs.labels(run.app).inc()
         return JSONResponse(
-            answer.model_dump(mode="json"),
-            status_code=202 if answer.runs else 200,
-            headers={"Location": answer.runs[0].address} if answer.runs else None,
+            given.model_dump(mode="json"),
+            status_code=202 if given.runs else 200,
+            headers={"Location": given.runs[0].address} if given.runs else None,
         )
 
     return receive
-
-
-async def _answer(sender: Sender, delivery: Delivery, app: FastAPI) -> Answer:
-    """The runs of a delivery are on the server, or it asks for none.
-
-    Raises:
-        HTTPException: it is refused, in words that repeat nothing of it.
-    """
-    with _away():
-        secrets = await app.state.secrets.of(sender.name)
-    if not secrets:
-        raise HTTPException(404, _off(sender))
-    if not any([sender.proven(secret, delivery) for secret in secrets]):  # noqa: C419  # in equal time
-        raise HTTPException(401, f"It is not signed with a secret of {sender.title}.")
-    if delivery.header("x-github-event") == "ping":
-        return Answer(outcome="ignored", message="The secret is right. Pushes can come.")
-    said = sender.read(delivery, _payload(delivery))
-    if not said.pushes:
-        return Answer(outcome="ignored", message=said.why)
-    runs: Runs = app.state.runs
-    with _away():
-        wanted = await runs.wanted(said.pushes)
-    if not wanted:
-        return Answer(
-            outcome="ignored", message="No app has that image with a `deploy_on_push` for its tag."
-        )
-    with _away():
-        asked = [
-            await runs.request(subscriber, push, image, sender.name, delivery.received)
-            for subscriber, push, image in wanted
-        ]
-    return Answer(outcome="accepted", message="Its runs are queued.", runs=tuple(asked))
-
-
-@contextmanager
-def _away() -> Iterator[None]:
-    """What the Prefect server does not do within is to be delivered again."""
-    try:
-        yield
-    except (httpx.HTTPError, PrefectException, OSError, ValueError) as error:
-        LOG.warning("the Prefect server: %s: %s", type(error).__name__, error)
-        raise HTTPException(503, PROBLEMS[503], {"Retry-After": "30"}) from error
-    except Busy:
-        busy = "More is pushed than the Prefect server can take: deliver it again."
-        raise HTTPException(503, busy, {"Retry-After": "5"}) from None
-
-
-def _payload(delivery: Delivery) -> dict[str, Any]:
-    body = delivery.body
-    if delivery.header("content-type").startswith("application/x-www-form-urlencoded"):
-        body = parse_qs(body).get(b"payload", [b""])[0]  # as GitHub sends it if told so
-    try:
-        payload = json.loads(body)
-    except (ValueError, RecursionError):
-        payload = None
-    if not isinstance(payload, dict):
-        raise HTTPException(400, "The body is no JSON object.")
-    return payload
-
-
-def _off(sender: Sender) -> str:
-    return (
-        f"{sender.title} is off: store its secret, of at least 16 characters, in a Secret block "
-        f"named nonstop-webhook-{sender.name}, or in the file {sender.name} of {SECRETS}."
-    )
 
 
 async def _health(request: Request) -> Response:
@@ -316,7 +219,8 @@ def serve_webhooks(host: str = HOST, port: int = PORT) -> None:
     LOG.propagate = False
     server = webhook_server(host, port)
     LOG.info("listening on %s:%d", host, port)
-    server.run()
+    with temporary_settings(ONCE):
+        server.run()
 
 
 def main() -> None:

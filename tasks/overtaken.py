@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -13,7 +14,10 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
+
+from tasks.bluegreen.errors import Unavailable
 
 PUSH = "push"  # tag of runs that pushes asked for
 PUSHED = "nonstop.pushed"  # label: when it was pushed, in seconds since 1970
@@ -25,9 +29,22 @@ def overtaken() -> str | None:
     """What to say when a newer push of the app has asked for a run; None: this is the newest.
 
     Runs that no push asked for are never overtaken.
+
+    Raises:
+        Unavailable: the Prefect server, which knows, does not answer.
     """
     if PUSH not in flow_run.tags:
         return None
+    try:
+        return _newer()
+    except (httpx.HTTPError, PrefectException) as error:
+        raise Unavailable(
+            f"Whether a newer push asked for a run cannot be known, the Prefect server does not "
+            f"answer ({error}): run it again once it does. Nothing was touched."
+        ) from error
+
+
+def _newer() -> str | None:
     with get_client(sync_client=True) as client:
         mine = client.read_flow_run(UUID(str(flow_run.id)))
         if PUSHED not in mine.labels or mine.deployment_id is None:

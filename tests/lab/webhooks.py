@@ -7,8 +7,6 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,13 @@ import httpx
 import uvicorn
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import temporary_settings
 
 from flows.deploy import deploy
 from flows.guard import Limits
 from flows.inventory import ENTRYPOINT
-from flows.senders import SENDERS
-from flows.webhook import SECRETS, create_app
+from flows.senders import SECRETS, SENDERS
+from flows.webhook import ONCE, create_app
 from tasks.overtaken import age, pushed
 from tests.lab.deliveries import Signed
 from tests.lab.shop import free_port
@@ -46,7 +44,8 @@ class Receiver:
         os.environ[SECRETS] = str(self.folder)
         config = uvicorn.Config(self.app, port=self.port, access_log=False, log_config=None)
         self.server = uvicorn.Server(config)
-        within = contextvars.copy_context()  # has the settings of the tests' Prefect server
+        with temporary_settings(ONCE):
+            within = contextvars.copy_context()  # has the settings of the tests' Prefect server
         self.thread = threading.Thread(target=within.run, args=(self.server.run,))
         self.thread.start()
         while not self.server.started:
@@ -102,19 +101,23 @@ class Waiting:
             for run in self.runs()
         }
 
-    def settled(self, **states: str) -> None:
-        """Waits until the runs have these states, by tags with `_` for a dot."""
-        wanted = {tag.strip("v").replace("_", "."): state for tag, state in states.items()}
+    def settled(self, states: dict[str, str]) -> None:
+        """Waits until the runs have these states, by tags."""
         deadline = time.monotonic() + 20
-        while self.states() != wanted:
-            assert time.monotonic() < deadline, f"{self.states()} instead of {wanted}"
+        while self.states() != states:
+            assert time.monotonic() < deadline, f"{self.states()} instead of {states}"
             time.sleep(0.05)
 
 
-@contextmanager
-def api_url(url: str) -> Iterator[None]:
-    """Within, that is the Prefect server."""
-    from prefect.settings import temporary_settings
+def refused(answer: httpx.Response, status: int, words: str) -> None:
+    """In a sentence of ours, and nothing else."""
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["message"]
+    assert words in answer.json()["message"]
 
-    with temporary_settings({PREFECT_API_URL: url}):
-        yield
+
+def ignored(answer: httpx.Response, words: str) -> None:
+    """Well received, and no run is asked for, in a sentence."""
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["outcome"] == "ignored"
+    assert words in answer.json()["message"]
