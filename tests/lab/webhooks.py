@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextvars
 import itertools
 import os
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import uvicorn
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import temporary_settings
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.deploy import deploy
 from flows.guard import Limits
@@ -25,6 +30,8 @@ from tasks.overtaken import age, pushed
 from tests.lab.deliveries import Signed
 from tests.lab.shop import free_port
 
+ROOT = Path(__file__).parents[2]
+IN_ROOT = {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}
 NUMBERS = itertools.count(1)
 
 
@@ -70,14 +77,20 @@ class Receiver:
 
 
 class Waiting:
-    """An app that is deployed by pushes; nobody runs its runs."""
+    """An app that is deployed by pushes; nobody runs its runs, unless a worker of `pool` does."""
 
-    def __init__(self, registry: str = "", tags: str | None = "*", **app: Any) -> None:
+    def __init__(
+        self, registry: str = "", tags: str | None = "*", pool: str | None = None, **app: Any
+    ) -> None:
         number = next(NUMBERS)
         self.name = f"waits-{os.getpid()}-{number}"
         self.path = f"Team/{self.name}" if registry == "ghcr.io/" else f"team/{self.name}"
         self.image = registry + self.path.lower()
-        described = {"name": self.name, "image": f"{self.image}:1.0", "port": 80} | app
+        described: dict[str, Any] = {
+            "name": self.name,
+            "image": f"{self.image}:1.0",
+            "port": 80,
+        } | app
         if tags is not None:
             described["deploy_on_push"] = tags
         with get_client(sync_client=True) as client:
@@ -86,6 +99,8 @@ class Waiting:
                 self.name,
                 entrypoint=ENTRYPOINT,
                 parameters={"app": described},
+                work_pool_name=pool,
+                pull_steps=[IN_ROOT],
             )
 
     def runs(self) -> list[FlowRun]:
@@ -107,6 +122,29 @@ class Waiting:
         while self.states() != states:
             assert time.monotonic() < deadline, f"{self.states()} instead of {states}"
             time.sleep(0.05)
+
+
+@contextmanager
+def worker(pool: str) -> Iterator[None]:
+    """Within, runs of that pool are run, in processes of their own."""
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    running = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool],
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "PREFECT_API_URL": str(PREFECT_API_URL.value()),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        running.terminate()
+        running.wait(60)
 
 
 def refused(answer: httpx.Response, status: int, words: str) -> None:
