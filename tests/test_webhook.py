@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from prefect.blocks.system import Secret
@@ -232,3 +236,22 @@ def test_every_delivery_is_a_line_of_json_without_secrets(
     assert (told["sender"], told["status"], told["runs"]) == ("github", 202, [run])
     assert json.loads(lines[1])["status"] == 401
     assert not any(secret in line for line in lines for secret in receiver.secrets.values())
+
+
+def test_the_readmes_line_for_any_ci_deploys(receiver: Receiver) -> None:
+    app = Waiting(f"{HOST}/")
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (block,) = re.findall(r"```sh\n(body=.*?)```", readme, re.DOTALL)
+    script = block.replace("registry.example.com/shop", app.image)
+    script = script.replace("http://127.0.0.1:4280", receiver.url)
+    said = subprocess.run(
+        ["sh", "-ec", script],
+        env=os.environ | {"SECRET": receiver.secrets["generic"]},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    assert json.loads(said.stdout)["outcome"] == "accepted"
+    assert [run.parameters["image"] for run in app.runs()] == [f"{app.image}:1.5"]
