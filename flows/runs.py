@@ -121,8 +121,10 @@ class Runs:
         for run in await self._scheduled(deployment):
             if run.id != newest.id and age(run) <= age(newest):
                 await self._quiet()
-                state: State[None] = Cancelled(name=SUPERSEDED, message=why(newest))
-                await self._client.set_flow_run_state(run.id, state)
+                now = (await self._client.read_flow_run(run.id)).state
+                if now is not None and now.is_scheduled():  # it may have begun meanwhile
+                    state: State[None] = Cancelled(name=SUPERSEDED, message=why(newest))
+                    await self._client.set_flow_run_state(run.id, state)
 
     async def close(self) -> None:
         """Nothing goes on in the background."""
