@@ -27,6 +27,7 @@ from tasks.compare import compare
 from tasks.health_check import health_check
 from tasks.locked import locked
 from tasks.observe import observe
+from tasks.overtaken import ensure_newest
 from tasks.preflight import preflight
 from tasks.reload_nginx import reload_nginx
 from tasks.render_config import render_config
@@ -75,6 +76,7 @@ def deploy(
     ensure_in_window(app, override)
     preflight(app)
     with locked(app.name, app.proxy, wait) as holder:
+        ensure_newest()
         seen = recovered(observe(app.name, app.proxy), app.proxy, holder)
         if not force and not compare(app, seen):
             return unchanged(seen)

@@ -23,8 +23,9 @@ from flows.account import begin, completed, failed
 from flows.artifact import publish
 from flows.names import app_name
 from tasks.bluegreen.app import complaints
-from tasks.bluegreen.errors import BadInput, NonstopError, Outcome, Postponed
+from tasks.bluegreen.errors import BadInput, NonstopError, Outcome, Postponed, Superseded
 from tasks.bluegreen.model import Report
+from tasks.overtaken import SUPERSEDED
 
 P = ParamSpec("P")
 
@@ -54,6 +55,9 @@ def reported(story: Callable[P, Report]) -> Callable[P, Report]:
         except Postponed as answer:
             report = failed(answer)
             state = Completed(name="Postponed", message=report.message, data=report)
+        except Superseded as answer:
+            report = failed(answer)
+            state = Cancelled(name=SUPERSEDED, message=report.message, data=report)
         except NonstopError as failure:
             get_run_logger().error("%s", failure)
             report = failed(failure)

@@ -15,6 +15,7 @@ from tests.lab.command import Command
 from tests.lab.served import Served
 from tests.lab.server import prefect_of_its_own
 from tests.lab.shop import Shop
+from tests.lab.webhooks import Receiver
 
 # A shell that starts the tests in the background makes them and their commands ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,6 +51,13 @@ def shop(prefect: None, api: Any) -> Iterator[Shop]:
     made = Shop(api)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def receiver(prefect: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
+    """A receiver of webhooks, with a secret for every sender."""
+    with Receiver(tmp_path_factory.mktemp("secrets")) as running:
+        yield running
 
 
 @pytest.fixture

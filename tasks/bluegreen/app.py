@@ -143,6 +143,12 @@ class App(Frozen):
         description="Whether the registry is asked for the image. `missing` and `never` take the "
         "image that is on the host.",
     )
+    deploy_on_push: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Pattern of tags, like 1.* or main: a push of the image under such a tag, told "
+        "by a webhook, deploys it; none: no push does.",
+    )
     hosts: tuple[str, ...] = Field(
         default=(),
         description="Host names of the site, like shop.example.com or *.example.com; "

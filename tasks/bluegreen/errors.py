@@ -9,7 +9,8 @@ NonstopError
 │   ├── NothingKept        no release to roll back to
 │   ├── Locked             another run is changing this app
 │   ├── OutsideWindow      the app may not be deployed at this time
-│   └── Postponed          a run waits for the app's next release window
+│   ├── Postponed          a run waits for the app's next release window
+│   └── Superseded         a newer push of the app asked for a run
 ├── Failed             a step failed; the release before it serves
 │   ├── EngineHiccup       the engine did not do what it should; a second try may help
 │   ├── ReplicaCrashed     a container of green ended, or never started
@@ -93,6 +94,10 @@ class OutsideWindow(Refused):
 
 class Postponed(Refused):
     """A run waits for the app's next release window."""
+
+
+class Superseded(Refused):
+    """A newer push of the app asked for a run."""
 
 
 class Failed(NonstopError):

@@ -29,10 +29,13 @@ class Registry:
     Args:
         api: client of the engine from which images are pushed.
         private: only USER with PASSWORD may pull and push.
+        notify: address and bearer token that it tells of every push.
     """
 
-    def __init__(self, api: Any, *, private: bool = False) -> None:
-        self.api, self.private = api, private
+    def __init__(
+        self, api: Any, *, private: bool = False, notify: tuple[str, str] | None = None
+    ) -> None:
+        self.api, self.private, self.notify = api, private, notify
         self.address = f"127.0.0.1:{free_port()}"
         self.label = f"nonstop.lab.registry={self.address}"
         self.process: subprocess.Popen[bytes] | None = None
@@ -66,6 +69,17 @@ class Registry:
         if self.private:
             (folder / "htpasswd").write_text(HTPASSWD)
             settings["auth"] = {"htpasswd": {"realm": "lab", "path": str(folder / "htpasswd")}}
+        if self.notify:
+            url, token = self.notify
+            endpoint = {
+                "name": "nonstop",
+                "url": url,
+                "headers": {"Authorization": [f"Bearer {token}"]},
+                "timeout": "5s",
+                "threshold": 3,
+                "backoff": "1s",
+            }
+            settings["notifications"] = {"endpoints": [endpoint]}
         config = folder / "config.yml"
         config.write_text(json.dumps(settings))  # JSON is YAML
         with (folder / "log").open("ab") as log:

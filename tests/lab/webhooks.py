@@ -1,0 +1,161 @@
+"""A receiver on a real socket, and deployments on the tests' Prefect server for it to run."""
+
+from __future__ import annotations
+
+import contextvars
+import itertools
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.deploy import deploy
+from flows.guard import Limits
+from flows.inventory import ENTRYPOINT
+from flows.senders import SECRETS, SENDERS
+from flows.webhook import ONCE, create_app
+from tasks.overtaken import age, pushed
+from tests.lab.deliveries import Signed
+from tests.lab.shop import free_port
+
+ROOT = Path(__file__).parents[2]
+IN_ROOT = {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}
+NUMBERS = itertools.count(1)
+
+
+class Receiver:
+    """The receiver while entered; each sender has a secret of its own, in a file."""
+
+    def __init__(self, folder: Path, limits: Limits | None = None) -> None:
+        self.port, self.folder = free_port(), folder
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.secrets = {sender.name: f"{sender.name}-{'s3cret' * 4}" for sender in SENDERS}
+        for name, secret in self.secrets.items():
+            (folder / name).write_text(f"{secret}\n")
+        self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+        self.app = create_app(limits, fresh=0)
+
+    def __enter__(self) -> Receiver:
+        os.environ[SECRETS] = str(self.folder)
+        config = uvicorn.Config(self.app, port=self.port, access_log=False, log_config=None)
+        self.server = uvicorn.Server(config)
+        with temporary_settings(ONCE):
+            within = contextvars.copy_context()  # has the settings of the tests' Prefect server
+        self.thread = threading.Thread(target=within.run, args=(self.server.run,))
+        self.thread.start()
+        while not self.server.started:
+            assert self.thread.is_alive()
+            time.sleep(0.01)
+        del os.environ[SECRETS]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.server.should_exit = True
+        self.thread.join()
+
+    def send(self, signed: Signed) -> httpx.Response:
+        """The receiver's answer."""
+        return self.client.post(
+            f"/webhooks/{signed.sender}",
+            content=signed.body,
+            headers=signed.headers,
+            params=signed.query,
+        )
+
+
+class Waiting:
+    """An app that is deployed by pushes; nobody runs its runs, unless a worker of `pool` does."""
+
+    def __init__(
+        self, registry: str = "", tags: str | None = "*", pool: str | None = None, **app: Any
+    ) -> None:
+        number = next(NUMBERS)
+        self.name = f"waits-{os.getpid()}-{number}"
+        self.path = f"Team/{self.name}" if registry == "ghcr.io/" else f"team/{self.name}"
+        self.image = registry + self.path.lower()
+        described: dict[str, Any] = {
+            "name": self.name,
+            "image": f"{self.image}:1.0",
+            "port": 80,
+        } | app
+        if tags is not None:
+            described["deploy_on_push"] = tags
+        with get_client(sync_client=True) as client:
+            self.deployment = client.create_deployment(
+                client.create_flow(deploy),
+                self.name,
+                entrypoint=ENTRYPOINT,
+                parameters={"app": described},
+                work_pool_name=pool,
+                pull_steps=[IN_ROOT],
+            )
+
+    def runs(self) -> list[FlowRun]:
+        """Those that pushes asked for, oldest push first."""
+        with get_client(sync_client=True) as client:
+            found = client.read_flow_runs(flow_run_filter=pushed(self.deployment))
+        return sorted(found, key=age)
+
+    def states(self) -> dict[str, str]:
+        """Name of the state of each run, by the image's tag."""
+        return {
+            str(run.parameters["image"]).split("@")[0].rpartition(":")[2]: str(run.state_name)
+            for run in self.runs()
+        }
+
+    def settled(self, states: dict[str, str]) -> None:
+        """Waits until the runs have these states, by tags."""
+        deadline = time.monotonic() + 20
+        while self.states() != states:
+            assert time.monotonic() < deadline, f"{self.states()} instead of {states}"
+            time.sleep(0.05)
+
+
+@contextmanager
+def worker(pool: str) -> Iterator[None]:
+    """Within, runs of that pool are run, in processes of their own."""
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    running = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool],
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "PREFECT_API_URL": str(PREFECT_API_URL.value()),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        running.terminate()
+        running.wait(60)
+
+
+def refused(answer: httpx.Response, status: int, words: str) -> None:
+    """In a sentence of ours, and nothing else."""
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["message"]
+    assert words in answer.json()["message"]
+
+
+def ignored(answer: httpx.Response, words: str) -> None:
+    """Well received, and no run is asked for, in a sentence."""
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["outcome"] == "ignored"
+    assert words in answer.json()["message"]

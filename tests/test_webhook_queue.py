@@ -1,0 +1,153 @@
+"""Webhooks: what comes twice, out of order, while a deploy runs, or while the server is away."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed
+
+from tasks.bluegreen.containers import Engine
+from tasks.bluegreen.lock import Lock
+from tasks.bluegreen.nginx import Nginx
+from tests.lab.deliveries import HOST, REGISTRIES, WAYS, Pushed, harbor, quay
+from tests.lab.shop import Shop, free_port
+from tests.lab.webhooks import Receiver, Waiting
+
+ROOT = Path(__file__).parents[1]
+
+
+def ended(app: Waiting, number: int) -> None:
+    """A run of the app has succeeded."""
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(app.runs()[number].id, Completed(), force=True)
+
+
+def executing(run: Any) -> subprocess.Popen[str]:
+    """A run in a process of its own, as a runner starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "prefect", "flow-run", "execute", str(run.id)],
+        cwd=ROOT,
+        env=os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("sender", WAYS)
+def test_delivered_twice_is_one_run(receiver: Receiver, tmp_path: Path, sender: str) -> None:
+    app = Waiting(REGISTRIES[sender])
+    signed = WAYS[sender](Pushed(app.path), receiver.secrets[sender])
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: receiver.send(signed), range(8)))
+    with Receiver(tmp_path) as restarted:  # it remembers nothing
+        answers.append(restarted.send(signed))
+    assert {answer.status_code for answer in answers} == {202}
+    runs = {answer.json()["runs"][0]["run"] for answer in answers}
+    if sender != "quay":  # at once, nothing tells a repetition from a second push of that tag
+        assert runs == {str(run.id) for run in app.runs()}
+        assert len(runs) == 1
+
+
+def test_a_second_push_that_looks_the_same_is_not_lost(receiver: Receiver) -> None:
+    app = Waiting("quay.io/")
+    signed = quay(Pushed(app.path, "main"), receiver.secrets["quay"])
+    first, second = (receiver.send(signed).json()["runs"] for _ in range(2))
+    assert first == second  # it has not begun, so it will take what is there then
+    ended(app, 0)
+    assert receiver.send(signed).json()["runs"] != first
+    assert len(app.runs()) == 2
+
+
+def test_while_none_has_begun_only_the_newest_push_is_left(receiver: Receiver) -> None:
+    app = Waiting(f"{HOST}/")
+    now = time.time()
+    for number, tag in enumerate(("1.1", "1.2", "1.3")):
+        pushed = Pushed(app.path, tag, at=now - 30 + number)
+        assert receiver.send(harbor(pushed, receiver.secrets["harbor"])).status_code == 202
+    app.settled({"1.1": "Superseded", "1.2": "Superseded", "1.3": "Scheduled"})
+    newest = app.runs()[-1]
+    for run in app.runs()[:-1]:
+        assert run.state is not None
+        message = str(run.state.message)
+        assert f"A newer push of {app.image}:1.3@sha256:" in message
+        assert f"asked for run {newest.name}. Nothing was touched." in message
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_older_push_that_comes_later_does_not_win(receiver: Receiver, begun: bool) -> None:
+    app = Waiting(f"{HOST}/")
+    secret, now = receiver.secrets["harbor"], time.time()
+    receiver.send(harbor(Pushed(app.path, "1.2", at=now - 10), secret))
+    if begun:
+        ended(app, 0)
+    assert receiver.send(harbor(Pushed(app.path, "1.1", at=now - 20), secret)).status_code == 202
+    app.settled({"1.1": "Superseded", "1.2": "Completed" if begun else "Scheduled"})
+
+
+def test_a_senders_clock_that_is_ahead_does_not_block_later_pushes(receiver: Receiver) -> None:
+    app = Waiting(f"{HOST}/")
+    secret = receiver.secrets["harbor"]
+    receiver.send(harbor(Pushed(app.path, "1.1", at=time.time() + 3600), secret))
+    receiver.send(harbor(Pushed(app.path, "1.2", at=time.time() + 1), secret))
+    app.settled({"1.1": "Superseded", "1.2": "Scheduled"})
+
+
+def test_a_run_that_only_waits_for_another_one_gives_way_to_a_newer_push(
+    receiver: Receiver, shop: Shop
+) -> None:
+    shop.deploy("one")
+    before = shop.containers()
+    described = shop.described(image=f"{HOST}/hello:v1", pull_policy="missing")
+    app = Waiting(f"{HOST}/", **described)
+    secret, now = receiver.secrets["harbor"], time.time()
+    receiver.send(harbor(Pushed("hello", "v2", at=now - 20), secret))
+    (older,) = app.runs()
+    with executing(older) as process:
+        with (
+            Engine() as engine,
+            Lock(engine, Nginx(engine, shop.app().proxy), shop.name, "another run", 0, print),
+        ):
+            assert process.stdout is not None
+            said = ""
+            while "waiting for another run" not in said:
+                line = process.stdout.readline()
+                assert line, said
+                said += line
+            receiver.send(harbor(Pushed("hello", "v3", at=now - 10), secret))
+            while len(app.runs()) < 2:
+                time.sleep(0.05)
+        process.communicate(timeout=60)
+    app.settled({"v2": "Superseded", "v3": "Scheduled"})
+    assert shop.containers() == before
+    assert shop.live() == 1
+
+
+@pytest.mark.parametrize("sender", WAYS)
+def test_while_the_prefect_server_is_away_the_sender_is_told_to_come_again(
+    prefect: None, tmp_path: Path, sender: str
+) -> None:
+    app = Waiting(REGISTRIES[sender])
+    with (
+        temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}),
+        Receiver(tmp_path) as receiver,
+    ):
+        answer = receiver.send(WAYS[sender](Pushed(app.path), receiver.secrets[sender]))
+        assert answer.status_code == 503
+        assert int(answer.headers["Retry-After"]) > 0
+        assert answer.elapsed.total_seconds() < 5
+        assert "deliver it again" in answer.json()["message"]
+        (tmp_path / sender).unlink()  # nor can be known whether it has a secret
+        assert receiver.send(WAYS[sender](Pushed(app.path), "x" * 20)).status_code == 503
+        health = receiver.client.get("/health")
+        assert (health.status_code, health.json()) == (503, {"prefect": "away"})
+    assert app.runs() == []
