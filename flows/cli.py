@@ -207,15 +207,16 @@ def up_command(
     server: Annotated[
         str, typer.Option(help="Where the Prefect server listens; not with PREFECT_API_URL.")
     ] = "127.0.0.1:4200",
+    webhooks: Annotated[str, typer.Option(help="Where webhooks are received.")] = "127.0.0.1:4280",
     notify: Annotated[
         str | None, typer.Option(help="TYPE/NAME of the Prefect block that tells of failures.")
     ] = None,
     systemd: Annotated[bool, typer.Option(help="Write systemd units instead.")] = False,
     directory: Annotated[Path, typer.Option(help="Where --systemd writes them.")] = DIRECTORY,
 ) -> None:
-    """Run everything for this host: Prefect server, the inventory's deployments, automations."""
+    """Run everything for this host: Prefect server, deployments, automations, webhook receiver."""
     with _outcomes("", as_json=False):
-        parts = Parts.of(file, Address.parse(server), notify)
+        parts = Parts.of(file, Address.parse(server), Address.parse(webhooks), notify)
         if systemd:
             print(next_steps(write_units(parts, directory)))
         else:

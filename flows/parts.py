@@ -93,9 +93,10 @@ class Parts(Frozen):
     file: Path
     notify: str | None = None
     server: Address | None
+    webhooks: Address
 
     @classmethod
-    def of(cls, file: Path, server: Address, notify: str | None) -> Parts:
+    def of(cls, file: Path, server: Address, webhooks: Address, notify: str | None) -> Parts:
         """With a Prefect server of ours, unless Prefect's settings name one."""
         named = PREFECT_API_URL.value()
         return cls(
@@ -103,6 +104,7 @@ class Parts(Frozen):
             file=file,
             notify=notify,
             server=None if named else server,
+            webhooks=webhooks,
         )
 
     def all(self) -> tuple[Part, ...]:
@@ -116,6 +118,7 @@ class Parts(Frozen):
                 command=(sys.executable, *runner),
                 stop_limit=ROLL_BACK,
             ),
+            self._webhook(),
         ]
         if self.server:
             start = ["-m", "prefect", "server", "start", "--host", self.server.host]
@@ -127,6 +130,15 @@ class Parts(Frozen):
             )
             found.insert(0, server)
         return tuple(found)
+
+    def _webhook(self) -> Part:
+        where = ("--host", self.webhooks.host, "--port", str(self.webhooks.port))
+        return Part(
+            name="webhook",
+            title="webhook receiver of nonstop",
+            command=(sys.executable, "-m", "flows.webhook", *where),
+            stop_limit=20,
+        )
 
     @property
     def folder(self) -> Path:

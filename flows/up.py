@@ -42,6 +42,7 @@ def up(parts: Parts) -> None:
                 f"No Prefect server answers at PREFECT_API_URL={parts.api}: start it, or unset "
                 "PREFECT_API_URL to have one started."
             )
+        parts.webhooks.ensure_free("webhook receiver", "--webhooks")
         asyncio.run(_Up(parts).run())
 
 

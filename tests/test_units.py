@@ -37,7 +37,8 @@ def test_the_units_are_such_as_systemd_accepts(tmp_path: Path) -> None:
     folder.mkdir()
     said = systemd(folder, "--directory", str(tmp_path), "--notify", "slack-webhook/team")
     units = sorted(tmp_path.glob("*.service"))
-    assert {unit.stem for unit in units} >= {"nonstop-server", "nonstop-runner"}
+    names = {f"nonstop-{part}" for part in ("server", "runner", "webhook")}
+    assert {unit.stem for unit in units} == names
     for unit in units:
         assert unit.stem in said.partition("systemctl enable --now")[2]
     done = subprocess.run(

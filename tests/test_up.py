@@ -68,6 +68,7 @@ def test_a_second_one_on_the_same_host_says_so(host: Host) -> None:
     ("options", "words"),
     [
         (("--server", "127.0.0.1:{port}"), "cannot listen on 127.0.0.1:{port} (Address already"),
+        (("--webhooks", "127.0.0.1:{port}"), "The webhook receiver cannot listen on 127.0.0.1"),
         (("--server", "203.0.113.1:4200"), "cannot listen on 203.0.113.1:4200 (Cannot assign"),
         (("--server", "4200"), "'4200' is not an address like 127.0.0.1:4200."),
         (("--file", "no.yaml"), "There is no inventory no.yaml"),

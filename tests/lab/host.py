@@ -35,7 +35,8 @@ class Host:
         self.shop, self.folder = shop, folder
         self.port = free_port()
         self.url = api or f"http://127.0.0.1:{self.port}/api"
-        self.options = options if api else (*options, "--server", f"127.0.0.1:{self.port}")
+        self.options = (*options, "--webhooks", f"127.0.0.1:{free_port()}")
+        self.options += () if api else ("--server", f"127.0.0.1:{self.port}")
         self.environment = os.environ | {
             "PREFECT_HOME": str(folder / "home"),
             "PREFECT_API_URL": api or "",
