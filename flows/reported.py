@@ -20,7 +20,7 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import TypeAdapter, ValidationError
 
 from flows.account import begin, completed, failed
-from flows.artifact import publish
+from flows.artifact import briefly, publish
 from flows.names import app_name
 from tasks.bluegreen.app import complaints
 from tasks.bluegreen.errors import BadInput, NonstopError, Outcome, Postponed
@@ -81,7 +81,7 @@ def is_cancelled() -> bool:
 
     While signals are ours (`Interrupts`), Prefect takes a cancel for a crash.
     """
-    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+    with suppress(httpx.HTTPError), briefly(), get_client(sync_client=True) as client:
         state = client.read_flow_run(UUID(str(flow_run.id))).state
         return state is not None and state.is_cancelling()
     return False
@@ -107,5 +107,5 @@ def understood(kinds: dict[str, TypeAdapter[Any]], given: dict[str, Any]) -> dic
 def tag(app: str) -> None:
     """The run can be found by its app, however it was started."""
     tags = {*flow_run.tags, f"app:{app}"}
-    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+    with suppress(httpx.HTTPError), briefly(), get_client(sync_client=True) as client:
         client.update_flow_run(UUID(str(flow_run.id)), tags=tags)
