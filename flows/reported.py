@@ -5,25 +5,25 @@ from __future__ import annotations
 import functools
 import inspect
 from asyncio import CancelledError
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, cast
 from uuid import UUID
 
 import httpx
+from prefect import states
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, Pause, TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, Failed
 from pydantic import TypeAdapter, ValidationError
 
 from flows.account import begin, completed, failed
 from flows.artifact import briefly, publish
 from flows.names import app_name
 from tasks.bluegreen.app import complaints
-from tasks.bluegreen.errors import BadInput, NonstopError, Outcome, Postponed
+from tasks.bluegreen.errors import BadInput, Failed, NonstopError, Outcome, Postponed
 from tasks.bluegreen.model import Report
 
 P = ParamSpec("P")
@@ -49,15 +49,16 @@ def reported(story: Callable[P, Report]) -> Callable[P, Report]:
             tag(app)
         state: State[Any]
         try:
-            given.arguments.update(understood(kinds, given.arguments))
-            report = completed(story(*given.args, **given.kwargs))
+            with in_words(app):
+                given.arguments.update(understood(kinds, given.arguments))
+                report = completed(story(*given.args, **given.kwargs))
         except Postponed as answer:
             report = failed(answer)
-            state = Completed(name="Postponed", message=report.message, data=report)
+            state = states.Completed(name="Postponed", message=report.message, data=report)
         except NonstopError as failure:
             get_run_logger().error("%s", failure)
             report = failed(failure)
-            state = Failed(name=NAMES[failure.outcome], message=report.message, data=failure)
+            state = states.Failed(name=NAMES[failure.outcome], message=report.message, data=failure)
         except (Abort, Pause):
             raise
         except (KeyboardInterrupt, CancelledError, TerminationSignal) as interrupt:
@@ -65,15 +66,32 @@ def reported(story: Callable[P, Report]) -> Callable[P, Report]:
                 publish(failed(interrupt), "interrupted")
                 raise
             report = failed(interrupt, "Cancelled.")
-            state = Cancelled(message=report.message)
+            state = states.Cancelled(message=report.message)
         else:
             name = "Completed" if report.changed else "Unchanged"
-            state = Completed(name=name, message=report.message, data=report)
+            state = states.Completed(name=name, message=report.message, data=report)
         publish(report, "succeeded" if state.name == "Completed" else str(state.name).lower())
         return state
 
     run.__signature__ = signature  # type: ignore[attr-defined]  # of types, not of their names
     return cast("Callable[P, Report]", run)
+
+
+@contextmanager
+def in_words(app: str) -> Iterator[None]:
+    """What fails within before anything was started is one of our failures, too.
+
+    From then on the way back sees to it, as it knows who serves.
+    """
+    try:
+        yield
+    except (NonstopError, Abort, Pause):
+        raise
+    except TimeoutError as error:
+        raise Failed(f"{app}: a step did not end in its time. Nothing was deployed.") from error
+    except Exception as error:
+        get_run_logger().exception("A bug, or something that nobody expected")
+        raise Failed(f"{app}: {type(error).__name__}: {error}. Nothing was deployed.") from error
 
 
 def is_cancelled() -> bool:

@@ -57,7 +57,7 @@ def test_every_entry_loads_and_its_parameters_are_right(entry: dict[str, Any]) -
     flow: Flow[..., Any] = load_flow_from_entrypoint(
         entry["entrypoint"], use_placeholder_flow=False
     )
-    flow.validate_parameters(entry["parameters"])
+    flow.validate_parameters(entry.get("parameters", {}))
     if entry["entrypoint"] == ENTRYPOINT:
         assert load(entry["parameters"]["app"]["name"], ROOT / "prefect.yaml").name
 
@@ -66,7 +66,7 @@ def test_prefect_deploy_hands_every_parameter_through_as_written(pool: None) -> 
     prefect_command(ROOT, "deploy", "--all")
     for entry in ENTRIES:
         there = deployment(entry["entrypoint"].rpartition(".")[2], entry["name"])
-        assert there["parameters"] == entry["parameters"]
+        assert there["parameters"] == entry.get("parameters", {})
         assert there["entrypoint"] == entry["entrypoint"]
         (pull,) = there["pull_steps"]
         assert list(pull.values()) == [{"directory": str(ROOT)}]
