@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
+from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
 
 from tasks.bluegreen.model import Report
 from tasks.bluegreen.site import TEMPLATES
 
 TEMPLATE = "report.md.j2"
+BRIEF = 10.0  # seconds
 
 
 def publish(report: Report, outcome: str) -> None:
@@ -20,11 +28,20 @@ def publish(report: Report, outcome: str) -> None:
     if not report.app:
         return
     try:
-        create_markdown_artifact(
-            markdown(report, outcome), key=f"report-{report.app}", description=report.message
-        )
+        with briefly():
+            create_markdown_artifact(
+                markdown(report, outcome), key=f"report-{report.app}", description=report.message
+            )
     except (httpx.HTTPError, RuntimeError) as error:
         get_run_logger().warning("The report could not be kept in Prefect: %s", error)
+
+
+@contextmanager
+def briefly() -> Iterator[None]:
+    """Within, a server that is away is not waited for: no deploy depends on what is asked."""
+    settings = {PREFECT_API_REQUEST_TIMEOUT: BRIEF, PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(settings):
+        yield
 
 
 def markdown(report: Report, outcome: str) -> str:

@@ -5,25 +5,32 @@ from __future__ import annotations
 import functools
 import inspect
 from asyncio import CancelledError
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, cast
 from uuid import UUID
 
 import httpx
+from prefect import states
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, Pause, TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, Failed
 from pydantic import TypeAdapter, ValidationError
 
 from flows.account import begin, completed, failed
-from flows.artifact import publish
+from flows.artifact import briefly, publish
 from flows.names import app_name
 from tasks.bluegreen.app import complaints
-from tasks.bluegreen.errors import BadInput, NonstopError, Outcome, Postponed, Superseded
+from tasks.bluegreen.errors import (
+    BadInput,
+    Failed,
+    NonstopError,
+    Outcome,
+    Postponed,
+    Superseded,
+)
 from tasks.bluegreen.model import Report
 from tasks.overtaken import SUPERSEDED
 
@@ -50,18 +57,19 @@ def reported(story: Callable[P, Report]) -> Callable[P, Report]:
             tag(app)
         state: State[Any]
         try:
-            given.arguments.update(understood(kinds, given.arguments))
-            report = completed(story(*given.args, **given.kwargs))
+            with in_words(app):
+                given.arguments.update(understood(kinds, given.arguments))
+                report = completed(story(*given.args, **given.kwargs))
         except Postponed as answer:
             report = failed(answer)
-            state = Completed(name="Postponed", message=report.message, data=report)
+            state = states.Completed(name="Postponed", message=report.message, data=report)
         except Superseded as answer:
             report = failed(answer)
-            state = Cancelled(name=SUPERSEDED, message=report.message, data=report)
+            state = states.Cancelled(name=SUPERSEDED, message=report.message, data=report)
         except NonstopError as failure:
             get_run_logger().error("%s", failure)
             report = failed(failure)
-            state = Failed(name=NAMES[failure.outcome], message=report.message, data=failure)
+            state = states.Failed(name=NAMES[failure.outcome], message=report.message, data=failure)
         except (Abort, Pause):
             raise
         except (KeyboardInterrupt, CancelledError, TerminationSignal) as interrupt:
@@ -69,10 +77,10 @@ def reported(story: Callable[P, Report]) -> Callable[P, Report]:
                 publish(failed(interrupt), "interrupted")
                 raise
             report = failed(interrupt, "Cancelled.")
-            state = Cancelled(message=report.message)
+            state = states.Cancelled(message=report.message)
         else:
             name = "Completed" if report.changed else "Unchanged"
-            state = Completed(name=name, message=report.message, data=report)
+            state = states.Completed(name=name, message=report.message, data=report)
         publish(report, "succeeded" if state.name == "Completed" else str(state.name).lower())
         return state
 
@@ -80,12 +88,29 @@ def reported(story: Callable[P, Report]) -> Callable[P, Report]:
     return cast("Callable[P, Report]", run)
 
 
+@contextmanager
+def in_words(app: str) -> Iterator[None]:
+    """What fails within before anything was started is one of our failures, too.
+
+    From then on the way back sees to it, as it knows who serves.
+    """
+    try:
+        yield
+    except (NonstopError, Abort, Pause):
+        raise
+    except TimeoutError as error:
+        raise Failed(f"{app}: a step did not end in its time. Nothing was deployed.") from error
+    except Exception as error:
+        get_run_logger().exception("A bug, or something that nobody expected")
+        raise Failed(f"{app}: {type(error).__name__}: {error}. Nothing was deployed.") from error
+
+
 def is_cancelled() -> bool:
     """Whether the server was asked to cancel this run; not, when it does not answer.
 
     While signals are ours (`Interrupts`), Prefect takes a cancel for a crash.
     """
-    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+    with suppress(httpx.HTTPError), briefly(), get_client(sync_client=True) as client:
         state = client.read_flow_run(UUID(str(flow_run.id))).state
         return state is not None and state.is_cancelling()
     return False
@@ -111,5 +136,5 @@ def understood(kinds: dict[str, TypeAdapter[Any]], given: dict[str, Any]) -> dic
 def tag(app: str) -> None:
     """The run can be found by its app, however it was started."""
     tags = {*flow_run.tags, f"app:{app}"}
-    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+    with suppress(httpx.HTTPError), briefly(), get_client(sync_client=True) as client:
         client.update_flow_run(UUID(str(flow_run.id)), tags=tags)

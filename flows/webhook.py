@@ -27,11 +27,11 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from flows.answers import REFUSALS, Answer, answer
-from flows.guard import TOLD, Guard, Limits, Lines, Metrics, plain
-from flows.runs import Runs
-from flows.senders import FRESH, SECRETS, SENDERS, Secrets, Sender
-from flows.signatures import Delivery
+from flows.pushes.answers import REFUSALS, Answer, answer
+from flows.pushes.guard import TOLD, Guard, Limits, Lines, Metrics, plain
+from flows.pushes.runs import Runs
+from flows.pushes.senders import FRESH, SECRETS, SENDERS, Secrets, Sender
+from flows.pushes.signatures import Delivery
 from tasks.bluegreen.errors import EXIT_CODES, BadInput, NonstopError
 from tasks.bluegreen.units import Frozen
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
+from prefect import flow
 
 from flows.artifact import markdown
 from flows.deploy import deploy, rollback
-from tasks.bluegreen.errors import BadInput, BadTraffic, NothingKept, ReplicaCrashed
+from flows.reported import reported
+from tasks.bluegreen.errors import BadInput, BadTraffic, Failed, NothingKept, ReplicaCrashed
 from tasks.bluegreen.model import Report
 from tests.lab import history
 from tests.lab.shop import Shop
@@ -100,6 +102,29 @@ def test_wrong_parameters_are_refused_in_a_sentence(shop: Shop) -> None:
     assert "\n" not in state["message"]
     with pytest.raises(BadInput, match=r"app: string should match pattern .*given: 'No App'"):
         rollback("No App")
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (TimeoutError("6 s"), "shop: a step did not end in its time. Nothing was deployed."),
+        (KeyError("bug"), "shop: KeyError: 'bug'. Nothing was deployed."),
+    ],
+)
+def test_what_nobody_expected_is_told_in_a_sentence(
+    prefect: None, failure: Exception, words: str
+) -> None:
+    @flow(name="fails", validate_parameters=False)
+    @reported
+    def fails(app: str) -> Report:
+        raise failure
+
+    with pytest.raises(Failed) as caught:
+        fails("shop")
+    assert caught.value.what == words
+    assert caught.value.__cause__ is failure
+    state = history.runs("shop")[0]["state"]
+    assert (state["name"], state["message"]) == ("Failed", words)
 
 
 def test_a_report_shows_what_an_app_prints_as_it_is() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from prefect.blocks.system import Secret
 
-from flows.guard import Lines
+from flows.pushes.guard import Lines
 from tests.lab.deliveries import (
     DIGEST,
     HOST,

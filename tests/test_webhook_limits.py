@@ -15,7 +15,7 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL
 
-from flows.guard import Limits
+from flows.pushes.guard import Limits
 from tests.lab.deliveries import Pushed, harbor
 from tests.lab.shop import free_port
 from tests.lab.webhooks import Receiver, Waiting, refused

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 from prefect.settings import PREFECT_API_URL
 
-from flows.senders import SECRETS
+from flows.pushes.senders import SECRETS
 from tests.lab.deliveries import Pushed, Signed, github
 from tests.lab.server import prefect_of_its_own
 from tests.lab.shop import free_port

@@ -22,9 +22,9 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.deploy import deploy
-from flows.guard import Limits
 from flows.inventory import ENTRYPOINT
-from flows.senders import SECRETS, SENDERS
+from flows.pushes.guard import Limits
+from flows.pushes.senders import SECRETS, SENDERS
 from flows.webhook import ONCE, create_app
 from tasks.overtaken import age, pushed
 from tests.lab.deliveries import Signed

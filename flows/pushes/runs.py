@@ -21,9 +21,9 @@ from prefect.states import Cancelled
 from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
-from flows.batches import Batches
 from flows.inventory import ENTRYPOINT
-from flows.push import Push, Subscriber
+from flows.pushes.batches import Batches
+from flows.pushes.push import Push, Subscriber
 from tasks.bluegreen.units import Frozen
 from tasks.overtaken import PUSH, PUSHED, RECENT, SUPERSEDED, age, pushed, why
 

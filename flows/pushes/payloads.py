@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from flows.push import DIGEST, TAG, Push, name, split
-from flows.signatures import Delivery
+from flows.pushes.push import DIGEST, TAG, Push, name, split
+from flows.pushes.signatures import Delivery
 from tasks.bluegreen.units import Frozen
 
 MANIFESTS = (

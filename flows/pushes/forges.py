@@ -6,9 +6,9 @@ import json
 import re
 from typing import Any
 
-from flows.payloads import Said, at, checked, moment, nothing, text
-from flows.push import TAG, Name, Push, name, split
-from flows.signatures import Delivery
+from flows.pushes.payloads import Said, at, checked, moment, nothing, text
+from flows.pushes.push import TAG, Name, Push, name, split
+from flows.pushes.signatures import Delivery
 
 OWN_RUNS = ("push", "release", "workflow_dispatch", "schedule", "repository_dispatch", "create")
 OWN_PIPELINES = ("push", "web", "schedule", "api", "trigger", "pipeline", "chat")

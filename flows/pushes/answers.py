@@ -13,10 +13,10 @@ import httpx
 from prefect.exceptions import PrefectException
 from starlette.exceptions import HTTPException
 
-from flows.batches import Busy
-from flows.runs import Run, Runs
-from flows.senders import BLOCK, SECRETS, SHORTEST, Secrets, Sender
-from flows.signatures import Delivery
+from flows.pushes.batches import Busy
+from flows.pushes.runs import Run, Runs
+from flows.pushes.senders import BLOCK, SECRETS, SHORTEST, Secrets, Sender
+from flows.pushes.signatures import Delivery
 from tasks.bluegreen.units import Frozen
 
 LOG = logging.getLogger("nonstop.webhook")

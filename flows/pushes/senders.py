@@ -12,9 +12,9 @@ from prefect.blocks.system import Secret
 from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 
-from flows import forges, payloads, signatures
-from flows.payloads import Said
-from flows.signatures import Delivery
+from flows.pushes import forges, payloads, signatures
+from flows.pushes.payloads import Said
+from flows.pushes.signatures import Delivery
 
 SHORTEST = 16  # characters of a secret; a shorter one can be guessed
 FRESH = 30.0  # seconds until a secret is looked up again
