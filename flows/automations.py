@@ -24,13 +24,12 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
+from flows.names import ENDS
 from tasks.bluegreen.errors import BadInput
 
 FLOWS = ["deploy", "rollback"]
 RECOVER = "recover"  # the deployment's name
 SILENCE = 90  # seconds: three heartbeats are missing
-# Names of the states in which a run has ended: one that is missing here is taken for silence.
-ENDED = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut", "Suspended", "Unchanged")
 APP = "{{ (flow_run.parameters.app.name or flow_run.parameters.app) }}"
 NAMES = SILENT, CRASHED, TOLD = (
     "nonstop: a silent run has crashed",
@@ -85,7 +84,7 @@ def _silent() -> AutomationCore:
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
             match_related=_ours(),
             after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{n}" for n in ENDED)},
+            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{n}" for n in ENDS)},
             for_each={"prefect.resource.id"},
             threshold=1,
             within=timedelta(seconds=SILENCE),

@@ -9,6 +9,14 @@ from typing import Any
 from prefect.runtime import flow_run
 
 from tasks.bluegreen.app import NAME
+from tasks.overtaken import SUPERSEDED
+
+UNCHANGED, POSTPONED, REFUSED, UNKNOWN = "Unchanged", "Postponed", "Refused", "Unknown"
+# Names of every state in which a run of ours may end, Prefect's own and ours.
+ENDS = (
+    *("Completed", "Failed", "Crashed", "Cancelled", "TimedOut", "Suspended"),
+    *(UNCHANGED, POSTPONED, SUPERSEDED, REFUSED, UNKNOWN),
+)
 
 
 def deploy_name() -> str:

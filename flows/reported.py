@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flows.account import begin, completed, failed
 from flows.artifact import briefly, publish
-from flows.names import app_name
+from flows.names import POSTPONED, REFUSED, UNCHANGED, UNKNOWN, app_name
 from tasks.bluegreen.app import complaints
 from tasks.bluegreen.errors import (
     BadInput,
@@ -36,7 +36,7 @@ from tasks.overtaken import SUPERSEDED
 
 P = ParamSpec("P")
 
-NAMES: dict[Outcome, str] = {"failed": "Failed", "refused": "Refused", "unknown": "Unknown"}
+NAMES: dict[Outcome, str] = {"failed": "Failed", "refused": REFUSED, "unknown": UNKNOWN}
 
 
 def reported(story: Callable[P, Report]) -> Callable[P, Report]:
@@ -62,7 +62,7 @@ def reported(story: Callable[P, Report]) -> Callable[P, Report]:
                 report = completed(story(*given.args, **given.kwargs))
         except Postponed as answer:
             report = failed(answer)
-            state = states.Completed(name="Postponed", message=report.message, data=report)
+            state = states.Completed(name=POSTPONED, message=report.message, data=report)
         except Superseded as answer:
             report = failed(answer)
             state = states.Cancelled(name=SUPERSEDED, message=report.message, data=report)
@@ -79,7 +79,7 @@ def reported(story: Callable[P, Report]) -> Callable[P, Report]:
             report = failed(interrupt, "Cancelled.")
             state = states.Cancelled(message=report.message)
         else:
-            name = "Completed" if report.changed else "Unchanged"
+            name = "Completed" if report.changed else UNCHANGED
             state = states.Completed(name=name, message=report.message, data=report)
         publish(report, "succeeded" if state.name == "Completed" else str(state.name).lower())
         return state

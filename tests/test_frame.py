@@ -12,6 +12,9 @@ from prefect import Task, flow
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel
 
+from flows.automations import _silent
+from flows.names import ENDS, POSTPONED, UNCHANGED
+from flows.reported import NAMES
 from tasks.ask_approval import ask_approval
 from tasks.bluegreen import errors
 from tasks.bluegreen.app import App
@@ -19,6 +22,7 @@ from tasks.bluegreen.errors import EXIT_CODES, EngineHiccup, NonstopError, Repli
 from tasks.compare import compare
 from tasks.health_check import health_check
 from tasks.observe import observe
+from tasks.overtaken import SUPERSEDED
 from tasks.preflight import preflight
 from tasks.reload_nginx import reload_nginx
 from tasks.render_config import render_config
@@ -126,3 +130,9 @@ def test_every_field_of_an_app_is_described() -> None:
     assert not undescribed
     seconds = [field.description for _, field in fields(App) if "Seconds" in str(field)]
     assert all("econds" in text or "uration" in text for text in seconds)
+
+
+def test_every_end_of_a_run_is_known_to_those_who_watch_for_silence() -> None:
+    assert {*NAMES.values(), UNCHANGED, POSTPONED, SUPERSEDED} <= {*ENDS}
+    expected = _silent().trigger.model_dump()["expect"]
+    assert {f"prefect.flow-run.{name}" for name in ENDS} <= expected

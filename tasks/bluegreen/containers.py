@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,6 @@ import requests
 from docker.errors import APIError, DockerException, NotFound
 from docker.types import EndpointConfig
 from docker.utils import kwargs_from_env
-from pydantic import ValidationError
 
 from tasks.bluegreen.app import App
 from tasks.bluegreen.commands import Output, Session
@@ -28,6 +26,7 @@ from tasks.bluegreen.errors import (
     ReplicaCrashed,
     Unavailable,
 )
+from tasks.bluegreen.labels import labels_of, read_release, read_replica
 from tasks.bluegreen.model import Plan, Release, Replica
 
 CALL = 60.0  # seconds that one call to the engine may take; DOCKER_CLIENT_TIMEOUT changes it
@@ -114,7 +113,7 @@ class Engine:
     def replica(self, container: str) -> Replica | None:
         """A container of ours, with its address on the proxy's network; None when it is gone."""
         seen = self.inspect(container)
-        return None if seen is None else _replica(seen)
+        return None if seen is None else read_replica(seen)
 
     def releases(self, app: str) -> tuple[Release, ...]:
         """Every release of `app` that has a container, ascending by number."""
@@ -124,10 +123,10 @@ class Engine:
         for entry in listed:
             seen = self.inspect(entry["Id"])
             if seen is not None:  # else it was removed since the list was made
-                replica = _replica(seen)
+                replica = read_replica(seen)
                 labels = seen["Config"]["Labels"]
                 found.setdefault(replica.number, []).append((replica, labels))
-        return tuple(_release(number, found[number]) for number in sorted(found))
+        return tuple(read_release(number, found[number]) for number in sorted(found))
 
     def apps(self) -> tuple[str, ...]:
         """Names of all apps that have a container."""
@@ -174,15 +173,7 @@ class Engine:
         """
         app = plan.app
         name = f"{app.name}-{plan.green}-{index}"
-        labels = app.labels | {
-            "nonstop.app": app.name,
-            "nonstop.release": str(plan.green),
-            "nonstop.origin": str(plan.origin),
-            "nonstop.replica": str(index),
-            "nonstop.run": plan.run,
-            "nonstop.image": app.image,
-            "nonstop.settings": app.model_dump_json(exclude_defaults=True),
-        }
+        labels = app.labels | labels_of(plan, index)
         end = EndpointConfig(self.api.api_version, ipv4_address=plan.addresses[index - 1])
         config = container_config(self.api, app, image_id, environment, labels, end)
         with engine_words(f"create {name}"):
@@ -348,44 +339,3 @@ class Engine:
 
 def _variables(entries: list[str] | None) -> dict[str, str]:
     return dict(entry.partition("=")[::2] for entry in entries or [])
-
-
-def _replica(seen: dict[str, Any]) -> Replica:
-    labels, state = seen["Config"]["Labels"], seen["State"]
-    end = seen["NetworkSettings"]["Networks"].get(seen["HostConfig"]["NetworkMode"]) or {}
-    return Replica(
-        name=seen["Name"].lstrip("/"),
-        id=seen["Id"],
-        app=labels["nonstop.app"],
-        number=int(labels["nonstop.release"]),
-        index=int(labels["nonstop.replica"]),
-        address=(end.get("IPAMConfig") or {}).get("IPv4Address") or end.get("IPAddress") or "",
-        status=state["Status"],
-        health=(state.get("Health") or {}).get("Status", ""),
-        created=seen["Created"],
-        started=state["StartedAt"],
-        run=labels.get("nonstop.run", ""),
-        restarts=seen["RestartCount"],
-        exit_code=state["ExitCode"],
-        out_of_memory=state["OOMKilled"],
-        image_id=seen["Image"],
-    )
-
-
-def _release(number: int, replicas: list[tuple[Replica, dict[str, str]]]) -> Release:
-    labels = replicas[0][1]
-    try:
-        settings = App.model_validate(json.loads(labels["nonstop.settings"]))
-    except (KeyError, ValidationError, json.JSONDecodeError) as error:
-        raise Unavailable(
-            f"Container {replicas[0][0].name} carries our labels but no settings that this version "
-            "understands: remove it by hand if it does not serve."
-        ) from error
-    return Release(
-        number=number,
-        origin=int(labels.get("nonstop.origin", number)),
-        image=labels.get("nonstop.image", ""),
-        pinned=replicas[0][0].image_id,
-        settings=settings,
-        replicas=tuple(sorted((r for r, _ in replicas), key=lambda replica: replica.index)),
-    )
