@@ -6,7 +6,6 @@ import socket
 import struct
 import time
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, NamedTuple
 
 
@@ -47,12 +46,7 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def hear(self, seconds: float, until: str = "") -> str:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
 
 from tasks.bluegreen.commands import Session
 from tasks.bluegreen.containers import Engine, engine_words
@@ -68,12 +67,7 @@ class Lock:
         threading.Thread(target=self._beat, name=f"lock of {self.app}", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._close()
 

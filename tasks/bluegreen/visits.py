@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from types import TracebackType
 from typing import NamedTuple
 
 import requests
@@ -98,12 +97,7 @@ class Visits:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._stream is not None:
             self._stream.close()
             self._thread.join(timeout=2)
