@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.logging import get_run_logger
@@ -36,18 +36,17 @@ from tasks.step import STEPS
 from tasks.verify_traffic import verify_traffic
 
 HOURS = 3600
+SETTINGS: Any = {  # of both flows
+    "timeout_seconds": 4 * HOURS,
+    "persist_result": False,
+    "validate_parameters": False,  # `reported` does, and says in words what is wrong
+    "on_crashed": [recover_afterwards],
+    "on_cancellation": [recover_afterwards],
+}
 Within = Annotated[float, Field(gt=0, le=LONGEST)]
 
 
-@flow(
-    name="deploy",
-    flow_run_name=deploy_name,
-    timeout_seconds=4 * HOURS,
-    persist_result=False,
-    validate_parameters=False,  # `reported` does, and says in words what is wrong
-    on_crashed=[recover_afterwards],
-    on_cancellation=[recover_afterwards],
-)
+@flow(name="deploy", flow_run_name=deploy_name, **SETTINGS)
 @reported
 def deploy(
     image: str = "",
@@ -84,15 +83,7 @@ def deploy(
         return replace(plan, seen, approve_within if approve else 0)
 
 
-@flow(
-    name="rollback",
-    flow_run_name=rollback_name,
-    timeout_seconds=4 * HOURS,
-    persist_result=False,
-    validate_parameters=False,  # `reported` does, and says in words what is wrong
-    on_crashed=[recover_afterwards],
-    on_cancellation=[recover_afterwards],
-)
+@flow(name="rollback", flow_run_name=rollback_name, **SETTINGS)
 @reported
 def rollback(
     app: Annotated[str, Field(pattern=NAME)],

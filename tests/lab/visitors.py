@@ -302,7 +302,7 @@ class Visitors:
     def __exit__(self, *_: object) -> None:
         self.process.send_signal(signal.SIGTERM)
         try:
-            said, _ = self.process.communicate(timeout=60)
+            said = self.process.communicate(timeout=60)[0]
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
