@@ -67,7 +67,7 @@ def apt_install(*packages: str) -> None:
     tell(f"installing {' '.join(packages)} from the system's packages")
     for command in (["update", "-q"], ["install", "-qy", "--no-install-recommends", *packages]):
         done = subprocess.run(
-            ["apt-get", *command],
+            ["apt-get", "-o", "DPkg::Lock::Timeout=300", *command],
             capture_output=True,
             text=True,
             check=False,
