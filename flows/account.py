@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from tasks.bluegreen.errors import NonstopError, Outcome
+from tasks.bluegreen.errors import Failed, NonstopError, Outcome
 from tasks.bluegreen.model import Plan, Report
 from tasks.bluegreen.units import Frozen
 from tasks.step import STEPS
@@ -66,6 +66,14 @@ def failed(failure: BaseException, interrupted: str = "Interrupted.") -> Report:
     )
     note(report=report)
     return report
+
+
+def unexpected(app: str, failure: Exception) -> Failed:
+    """A failure that is none of ours, as one of ours."""
+    if isinstance(failure, TimeoutError):
+        return Failed(f"{app}: a step did not end in its time.")
+    words = ": ".join(part for part in (type(failure).__name__, str(failure).rstrip(".")) if part)
+    return Failed(f"{app}: {words}.")
 
 
 def ended() -> Report | None:

@@ -19,13 +19,12 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from pydantic import TypeAdapter, ValidationError
 
-from flows.account import begin, completed, failed
+from flows.account import begin, completed, failed, unexpected
 from flows.artifact import briefly, publish
 from flows.names import POSTPONED, REFUSED, UNCHANGED, UNKNOWN, app_name
 from tasks.bluegreen.app import complaints
 from tasks.bluegreen.errors import (
     BadInput,
-    Failed,
     NonstopError,
     Outcome,
     Postponed,
@@ -98,11 +97,12 @@ def in_words(app: str) -> Iterator[None]:
         yield
     except (NonstopError, Abort, Pause):
         raise
-    except TimeoutError as error:
-        raise Failed(f"{app}: a step did not end in its time. Nothing was deployed.") from error
     except Exception as error:
-        get_run_logger().exception("A bug, or something that nobody expected")
-        raise Failed(f"{app}: {type(error).__name__}: {error}. Nothing was deployed.") from error
+        if not isinstance(error, TimeoutError):
+            get_run_logger().exception("A bug, or something that nobody expected")
+        failure = unexpected(app, error)
+        failure.serves = "Nothing was deployed."
+        raise failure from error
 
 
 def is_cancelled() -> bool:

@@ -7,6 +7,7 @@ from types import TracebackType
 from prefect.exceptions import Abort, Pause
 from prefect.logging import get_run_logger
 
+from flows.account import unexpected
 from flows.interrupts import Interrupts
 from tasks.bluegreen.errors import Failed, NonstopError, Refused, StateUnknown
 from tasks.bluegreen.model import Plan, Report, Step, Verified
@@ -55,7 +56,7 @@ def told(plan: Plan, failure: Exception, serves: str, *, touched: bool) -> Nonst
     elif isinstance(failure, NonstopError):
         error = Failed(failure.what, failure.evidence)
     else:
-        error = Failed(f"{plan.app.name}: {type(failure).__name__}: {failure}.")
+        error = unexpected(plan.app.name, failure)
     error.serves = serves
     return error
 

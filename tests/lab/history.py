@@ -12,9 +12,13 @@ from prefect.settings import PREFECT_API_URL
 
 
 def ask(method: str, path: str, body: Any = None, code: int | None = None) -> Any:
-    """The server's answer; it must be a success, or have this status."""
+    """The server's answer; it must be a success, or have this status. A busy one is asked again."""
     url = f"{PREFECT_API_URL.value()}{path}"
-    answer = httpx.request(method, url, json=body, timeout=60, trust_env=False)
+    for _ in range(20):
+        answer = httpx.request(method, url, json=body, timeout=60, trust_env=False)
+        if answer.status_code != 503:
+            break
+        time.sleep(0.5)
     if code is None:
         answer.raise_for_status()
     else:
@@ -40,12 +44,12 @@ def steps(run: dict[str, Any]) -> list[str]:
     return [step["name"] for step in sorted(found, key=lambda step: step["start_time"] or "~")]
 
 
-def until_steps(run: dict[str, Any], last: str, seconds: float = 20) -> list[str]:
-    """The steps of a run once the one whose name starts with `last` is among them."""
+def until_steps(run: dict[str, Any], last: str, count: int = 1, seconds: float = 20) -> list[str]:
+    """The steps of a run once so many, and one whose name starts with `last`, are there."""
     deadline = time.monotonic() + seconds
     while True:
         found = steps(run)
-        if any(name.startswith(last) for name in found):
+        if len(found) >= count and any(name.startswith(last) for name in found):
             return found
         assert time.monotonic() < deadline, found
         time.sleep(0.2)
