@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+SIDE_BY_SIDE := -n 3 --dist loadfile
 
 .PHONY: demo test test-all lint bench clean
 
@@ -12,11 +13,11 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(BIN)/python -m tests.lab up
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not long"
 
 test-all: $(INSTALLED)
 	@$(BIN)/python -m tests.lab up
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
