@@ -51,9 +51,13 @@ def recover(app: str | None = None, wait: float = 0) -> list[Report]:
 
 
 def _recover_one(app: str, wait: float) -> Report:
-    seen = observe(app)
-    proxy = seen.releases[-1].settings.proxy
-    if not seen.proxy_since:
+    with Engine() as engine:
+        there = engine.releases(app)
+    if not there:  # a first deploy that died before it made anything
+        message = f"{app}: nothing to put right, this engine has no release of it."
+        return Report(outcome="succeeded", app=app, message=message)
+    proxy = there[-1].settings.proxy
+    if not observe(app, proxy).proxy_since:
         message = f"{app}: nothing to put right, its proxy {proxy.container} is not there."
         return Report(outcome="succeeded", app=app, message=message)
     try:
@@ -136,5 +140,7 @@ def recover_afterwards(flow: Any, flow_run: Any, state: Any) -> None:
     """Hook of a run that crashed or was cancelled: what it left, if anything, is put right."""
     app = flow_run.parameters.get("app")
     name = app.get("name") if isinstance(app, dict) else getattr(app, "name", app)
-    if plan_recovery(observe.fn(str(name))).needed:
+    with Engine() as engine:
+        there = engine.releases(str(name))
+    if there and plan_recovery(observe.fn(str(name))).needed:
         recover(str(name), wait=60)

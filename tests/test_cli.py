@@ -157,7 +157,7 @@ def test_every_command_of_the_readme_is_one_that_is_tried() -> None:
     lines |= set(re.findall(r"^\| `(nonstop [^`]*)`", text, re.MULTILINE))
     tried = (
         "make (demo|test|lint)",  # .ci/run
-        "nonstop (plan|status|rollback|recover) shop",
+        "nonstop (plan|status|rollback|recover|doctor) shop",
         "nonstop deploy shop --image [a-z0-9./:]+",
         'nonstop deploy shop --(override "[a-z ]+"|at 03:00)',  # test_doors.py
         "prefect (server start|deploy --all)",  # test_prefect_yaml.py

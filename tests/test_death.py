@@ -18,7 +18,15 @@ from flows.recover import recover
 from tasks.bluegreen.recovery import plan_recovery
 from tasks.observe import observe
 from tests.lab.command import Command
-from tests.lab.deaths import KINDS, MOMENTS, STEPS_OF_A_DEPLOY, Deaths, ensure_clean
+from tests.lab.deaths import (
+    KINDS,
+    MOMENTS,
+    MORTAL,
+    ROOT,
+    STEPS_OF_A_DEPLOY,
+    Deaths,
+    ensure_clean,
+)
 from tests.lab.served import Served, until
 from tests.lab.server import Server
 from tests.lab.shop import Shop, free_port
@@ -55,6 +63,22 @@ def test_recovery_changes_nothing_where_nothing_is_wrong(shop: Shop) -> None:
     assert report.message == f"{shop.name}: nothing to put right, release 2 serves."
     after = shop.containers(), shop.sites(), shop.exec("ps ax -o pid,args 2>&1 | grep nginx:")
     assert after == before
+
+
+def test_a_first_deploy_that_dies_leaves_nothing(command: Command, tmp_path: Path) -> None:
+    shop, told = command.shop, tmp_path / "told"
+    (nothing,) = recover(shop.name)
+    assert "nothing to put right, this engine has no release of it" in nothing.message
+    command.environment |= {"MORTAL": str(told), "PYTHONPATH": str(ROOT)}
+    for step, serves in (("start-green", False), ("reload-nginx", True)):
+        told.write_text(json.dumps({"way": "SIGKILL", "step": step, "when": "after"}))
+        process = command.start("deploy", shop.name, program=MORTAL)
+        process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL
+        recover(shop.name, wait=20)
+        assert set(shop.containers()) == ({"1-1", "1-2"} if serves else set())
+    assert shop.live() == 1
+    ensure_clean(shop)
 
 
 def test_whenever_a_run_dies_the_release_before_or_after_it_serves(deaths: Deaths) -> None:
