@@ -175,6 +175,18 @@ def test_a_recovery_never_removes_what_serves_or_may_have_served(seen: Observed)
 
 
 @given(worlds())
+def test_where_no_recovery_is_needed_nothing_is_left_over(seen: Observed) -> None:
+    live = seen.release(seen.live.number) if seen.live else None
+    if live is None or plan_recovery(seen).needed:
+        return
+    retired = plan_retirement(seen, live.settings.keep)
+    assert (retired.stop, retired.remove) == ((), ())
+    assert seen.loaded
+    assert not [r for r in seen.behind if r.number > live.number]
+    assert not [r for r in live.replicas if r.status in STANDING]
+
+
+@given(worlds())
 def test_a_recovery_ends_in_a_state_that_needs_none(seen: Observed) -> None:
     recovery = plan_recovery(seen)
     live = seen.release(recovery.live or 0)
