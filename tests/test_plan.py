@@ -186,6 +186,40 @@ def test_where_no_recovery_is_needed_nothing_is_left_over(seen: Observed) -> Non
     assert not [r for r in live.replicas if r.status in STANDING]
 
 
+def test_a_run_that_died_while_it_tidied_up_is_finished() -> None:
+    """Everything is stopped as it should be, but the release before the kept one is still there."""
+    three = [every(of(number), "running" if number == 3 else "exited") for number in (1, 2, 3)]
+    seen = Observed(
+        app="shop",
+        releases=tuple(three),
+        live=Live(number=3, generation="a" * 16),
+        site=f'return 200 "shop 3 {"a" * 16}\\n";',
+    )
+    assert plan_recovery(seen).finish
+    assert not plan_recovery(seen.model_copy(update={"releases": tuple(three[1:])})).needed
+
+
+def of(number: int) -> Release:
+    """A complete release of one replica."""
+    replica = Replica(
+        name=f"shop-{number}-1",
+        id=f"{number}",
+        app="shop",
+        number=number,
+        index=1,
+        address=f"10.213.4.{number}",
+        status="running",
+    )
+    return Release(
+        number=number,
+        origin=number,
+        image="shop:1",
+        pinned="sha256:1",
+        settings=parse({"name": "shop", "image": "shop:1", "port": 80, "replicas": 1}),
+        replicas=(replica,),
+    )
+
+
 @given(worlds())
 def test_a_recovery_ends_in_a_state_that_needs_none(seen: Observed) -> None:
     recovery = plan_recovery(seen)
