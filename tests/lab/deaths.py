@@ -52,7 +52,7 @@ class Deaths:
         self,
         way: str,
         meddle: Callable[[], object] | None = None,
-        lost: int = 0,
+        silence: float = 0,
         mend: Callable[[], object] | None = None,
         **told: Any,
     ) -> Case:
@@ -61,7 +61,7 @@ class Deaths:
         Args:
             way: what `mortal.py` does, or any word that tells what `meddle` does.
             meddle: breaks the world when the moment has come.
-            lost: requests that may be lost.
+            silence: seconds for which nobody may serve, so that requests are lost; 0: none is.
             mend: puts the world in order again after the deploy has ended.
             told: the moment.
         """
@@ -96,8 +96,8 @@ class Deaths:
             heard.silence,
         )
         self.cases.append(case)
-        assert heard.lost <= lost, (case, heard.losses, err)
-        nobody = {""} if lost else set()  # nginx's own answer
+        assert heard.silence <= silence if silence else heard.lost == 0, (case, heard.losses, err)
+        nobody = {""} if silence else set()  # nginx's own answer
         served = {f"{number}", *self.releases()} | nobody
         assert set(heard.releases) <= served, (case, heard.releases)
         assert "Traceback" not in err or way == "SIGKILL", err

@@ -118,6 +118,10 @@ class Machine:
     def restart(self, number: signal.Signals = signal.SIGTERM) -> None:
         """The engine was restarted; its containers are as its configuration leaves them."""
         self.stop(number)
+        if number == signal.SIGKILL:  # or a new engine would wait for the old one's containerd
+            for pid in processes(f"{self.state}/containerd/containerd.toml", children=False):
+                os.kill(pid, number)
+            shutil.rmtree(self.state / "containerd", ignore_errors=True)
         self.start()
 
     def reboot(self) -> None:
@@ -182,11 +186,11 @@ def unmount(prefix: str) -> None:
             run("umount", "--lazy", place)
 
 
-def processes(place: str) -> set[int]:
+def processes(place: str, *, children: bool = True) -> set[int]:
     """Ids of the processes that name this place in their command, and of all they have started."""
     every = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
     found = {pid for pid in every if place in command_line(pid)} - {os.getpid()}
-    while more := {pid for pid in every if parent(pid) in found} - found:
+    while children and (more := {pid for pid in every if parent(pid) in found} - found):
         found |= more
     return found
 
