@@ -32,7 +32,7 @@ bench: $(INSTALLED)
 # Containers, networks, volumes and images of the lab, the engine that it started, and .venv.
 clean: $(INSTALLED)
 	@$(BIN)/python -m tests.lab clean
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .screenshots
 
 # Built without isolation, so that the build's own parts have the versions of constraints.txt too.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -18,7 +18,7 @@ from flows.reported import reported
 from flows.way_back import WayBack, retire
 from flows.windows import ensure_in_window
 from tasks.ask_approval import LONGEST, ask_approval, ensure_answerable
-from tasks.bluegreen.app import NAME, App, with_image
+from tasks.bluegreen.app import IMAGE_IN_FORMS, NAME, App, with_image
 from tasks.bluegreen.errors import NonstopError
 from tasks.bluegreen.model import Observed, Plan, Report
 from tasks.bluegreen.plan import plan_deploy, plan_rollback
@@ -49,26 +49,27 @@ Within = Annotated[float, Field(gt=0, le=LONGEST)]
 @flow(name="deploy", flow_run_name=deploy_name, **SETTINGS)
 @reported
 def deploy(
-    image: str = "",
+    image: Annotated[str, Field(json_schema_extra=IMAGE_IN_FORMS)] = "",
     *,
-    app: App,
-    force: bool = False,
-    override: str = "",
     approve: bool = False,
     approve_within: Within = 1.0 * HOURS,
+    force: bool = False,
+    override: str = "",
     wait: Annotated[float, Field(ge=0, le=HOURS)] = 0.0,
+    app: App,
 ) -> Report:
     """Replace an app's live release by a new one; visitors notice nothing.
 
     Args:
-        image: Image to deploy, like registry.example.com/shop:1.5; empty: the app's own.
-        app: What runs, how it is reached, and when it is good.
+        image: Image to deploy, in small letters, like registry.example.com/shop:1.5; empty: the
+            app's own.
+        approve: Pause before the cutover until somebody says yes in the Prefect UI.
+        approve_within: Seconds to wait for that yes; then the answer is no.
         force: Deploy also when image, environment and settings are what serves already.
         override: Reason to deploy outside the app's release windows, kept in the report; empty: a
             request outside waits for the next opening.
-        approve: Pause before the cutover until somebody says yes in the Prefect UI.
-        approve_within: Seconds to wait for that yes; then the answer is no.
         wait: Seconds to wait for another run of this app; 0: give up at once.
+        app: What runs, how it is reached, and when it is good; changes here are for this run alone.
     """
     app = with_image(app, image)
     ensure_answerable(approve)
@@ -173,13 +174,17 @@ def returned_by_recovery(before: Observed, now: Observed, to: int | None) -> Rep
     )
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """Our own failures tell everything in their sentence; a traceback would only bury it."""
+def _in_a_sentence(record: logging.LogRecord) -> bool:
+    """Our own failures tell everything in their sentence; a traceback would only bury it.
+
+    Nor was any of them an "unexpected exception", as which Prefect ends the log of its run.
+    """
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
     if isinstance(error, NonstopError):
         record.exc_info = None
+        return "unexpected exception" not in str(record.msg)
     return True
 
 
 for name in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(name).addFilter(_without_traceback)
+    logging.getLogger(name).addFilter(_in_a_sentence)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Literal
 from uuid import UUID
 
 import httpx
@@ -34,12 +33,14 @@ POLL = 2  # seconds between two looks at the answer
 class Approval(RunInput):
     """The form that a run asks for while it waits."""
 
-    approve: Literal["no", "yes"] = Field(
-        default="no",
+    approve: bool = Field(  # a switch: the UI's lists of choices don't open on every click
+        default=False,
         title="Approve",
-        description="yes: visitors get the new release; no: it goes, the one before serves on.",
+        description="On: visitors get the new release. Off: it goes, the one before serves on.",
     )
-    by: str = Field(min_length=1, max_length=200, title="By", description="Who says so.")
+    by: str = Field(
+        min_length=1, max_length=200, title="By", description="Your name, for the report."
+    )
     why: str = Field(
         default="", max_length=1000, title="Why", description="Reason, for the report."
     )
@@ -88,7 +89,7 @@ def ask_approval(plan: Plan, replicas: tuple[Replica, ...], within: float) -> st
             f"The run was resumed without an answer, so {release} was refused."
         ) from (error)
     because = f": {answer.why}" if answer.why else ""
-    if answer.approve != "yes":
+    if not answer.approve:
         raise NotApproved(f"{release[0].upper()}{release[1:]} was refused by {answer.by}{because}.")
     say(f"approved by {answer.by}{because}")
     return f"Approved by {answer.by}{because}."

@@ -39,5 +39,7 @@ def compare(app: App, seen: Observed) -> tuple[str, ...]:
         )
         if not found and resolve(engine, app, live.pinned, say) != live.pinned:
             found = (f"image {app.image} is another one now",)
+    if found and live.image != app.image:
+        found = (f"image: {live.image} -> {app.image}", *found)
     say("differs: " + "; ".join(found[:5]) if found else f"release {live.number} is what is wanted")
     return found

@@ -78,8 +78,8 @@ def test_only_the_header_reaches_green_and_a_yes_makes_it_live(shop: Shop, serve
                 assert shop.get(**{"X-Nonstop-Preview": wrong}).headers["X-Release"] == "one"
         assert set(heard.releases) <= {"one"}
         assert resume(run, approve="perhaps", by="Kim")["status"] == "REJECT"
-        assert resume(run, approve="yes")["status"] == "REJECT"  # by whom?
-        assert resume(run, approve="yes", by="Kim", why="looks good")["status"] == "ACCEPT"
+        assert resume(run, approve=True)["status"] == "REJECT"  # by whom?
+        assert resume(run, approve=True, by="Kim", why="looks good")["status"] == "ACCEPT"
         until(run, "Completed")
     assert heard.lost == 0, heard.losses
     assert shop.releases() == {"two"}
@@ -99,7 +99,7 @@ def test_a_no_goes_back_and_says_who_refused(shop: Shop, aside: ThreadPoolExecut
     before = site(shop)
     future, run = waiting(aside, shop)
     assert header(shop)
-    assert resume(run, by="Kim", why="a typo")["status"] == "ACCEPT"  # `no` is the default
+    assert resume(run, by="Kim", why="a typo")["status"] == "ACCEPT"  # no is the default
     with pytest.raises(NotApproved) as caught:
         future.result(timeout=60)
     assert caught.value.what == f"Release 2 of {shop.name} was refused by Kim: a typo."
@@ -163,7 +163,7 @@ def test_a_template_of_one_s_own_previews_when_it_uses_the_pool(
     assert "does not use `pool`, so there is no preview" in history.artifact(
         f"approval-{shop.name}"
     )
-    resume(run, approve="yes", by="Kim")
+    resume(run, approve=True, by="Kim")
     assert future.result(timeout=60).release == 2
 
 
@@ -174,7 +174,7 @@ def test_a_first_deploy_and_a_rollback_are_approved_too(
     assert "No release serves yet, so there is no preview" in history.artifact(
         f"approval-{shop.name}"
     )
-    resume(run, approve="yes", by="Kim")
+    resume(run, approve=True, by="Kim")
     assert future.result(timeout=60).release == 1
 
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic.config import JsonDict
 
 from tasks.bluegreen.errors import BadInput
 from tasks.bluegreen.gates import Drain, Health, Verify
@@ -25,6 +21,8 @@ IMAGE = re.compile(
     r"(:\w[\w.-]{0,127})?(@sha256:[0-9a-f]{64})?",  # tag, digest
     re.ASCII,
 )
+# What a form can refuse at once: most of what IMAGE refuses, short enough to be read.
+IMAGE_IN_FORMS: JsonDict = {"pattern": r"^(([\w.:-]+/)*[a-z0-9._-]+(:[\w.-]+)?(@sha256:\w{64})?)?$"}
 VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_.-]*$")
 
 
@@ -137,7 +135,9 @@ class App(Frozen):
     name: str = Field(
         pattern=NAME, description="Name of the app: small letters, digits and dashes."
     )
-    image: str = Field(description="Image that is deployed, with tag or digest.")
+    image: str = Field(
+        description="Image that is deployed, with tag or digest.", json_schema_extra=IMAGE_IN_FORMS
+    )
     pull_policy: Literal["always", "missing", "never"] = Field(
         default="always",
         description="Whether the registry is asked for the image. `missing` and `never` take the "
@@ -211,9 +211,15 @@ class App(Frozen):
         title="Healthcheck",
         description="Docker's health check, instead of the image's own.",
     )
-    health: Health = Field(default=Health(), description="When green may receive visitors.")
-    verify: Verify = Field(default=Verify(), description="How green is watched afterwards.")
-    drain: Drain = Field(default=Drain(), description="How blue's last requests end.")
+    health: Health = Field(
+        default=Health(), description="When the new release (green) may receive visitors."
+    )
+    verify: Verify = Field(
+        default=Verify(), description="How the new release (green) is watched once it serves."
+    )
+    drain: Drain = Field(
+        default=Drain(), description="How the last requests of the release before (blue) end."
+    )
     proxy: Proxy = Field(default=Proxy(), description="The nginx in front.")
     window: tuple[Window, ...] = Field(
         default=(), description="Release windows: when it may be deployed; none: always."

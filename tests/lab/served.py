@@ -97,7 +97,7 @@ def cancel(run: str) -> None:
     history.ask("POST", f"/flow_runs/{run}/set_state", state)
 
 
-def resume(run: str, **answer: str) -> dict[str, Any]:
+def resume(run: str, **answer: Any) -> dict[str, Any]:
     """What the form in the UI does; what the server says to it."""
     body = {"run_input": answer} if answer else {}
     said: dict[str, Any] = history.ask("POST", f"/flow_runs/{run}/resume", body)

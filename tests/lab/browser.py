@@ -1,0 +1,147 @@
+"""The Prefect UI in a real browser, as a colleague meets it: Debian's Chromium, no other host."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Locator, Page, Route, TimeoutError, expect, sync_playwright
+
+from tests.lab.engine import apt_install
+
+SHOTS = Path(__file__).parents[2] / ".screenshots"
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = (
+    "--no-sandbox",  # root has none
+    *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
+PATIENCE = 60.0  # seconds until a page shows what it is waited for
+SIZE = (1280, 1000)
+
+
+def ensure_chromium() -> None:
+    """Debian's Chromium is installed; where it cannot be, the test is skipped, with the reason."""
+    if Path(CHROMIUM).exists():
+        return
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        pytest.skip(f"no {CHROMIUM}: install it (Debian: `apt-get install chromium`)")
+    apt_install("chromium")
+
+
+@contextmanager
+def browser(address: str) -> Iterator[Ui]:
+    """The UI of the Prefect server at `address`; whatever it asks other hosts for is refused."""
+    ensure_chromium()
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS])
+        context = chromium.new_context(viewport={"width": SIZE[0], "height": SIZE[1]})
+        context.set_default_timeout(PATIENCE * 1000)
+        context.route(lambda url: urlsplit(url).netloc != urlsplit(address).netloc, _refuse)
+        try:
+            yield Ui(context.new_page(), address)
+        finally:
+            chromium.close()
+
+
+def _refuse(route: Route) -> None:
+    route.abort()
+
+
+class Ui:
+    """A page of the UI, and what people do there.
+
+    Args:
+        page: the browser's.
+        address: of the server, without a path.
+    """
+
+    def __init__(self, page: Page, address: str) -> None:
+        self.page, self.address = page, address
+        self.trouble: list[str] = []
+        page.on("pageerror", lambda error: self.trouble.append(str(error)))
+        page.on("requestfailed", lambda request: self.trouble.append(request.url))
+
+    def open(self, path: str) -> None:
+        """Another page of the UI, from the start; one that stays empty is asked for again."""
+        for _ in range(3):
+            self.page.goto(f"{self.address}/{path}")
+            with suppress(TimeoutError):
+                self.page.get_by_text("Dashboard").first.wait_for(timeout=PATIENCE * 1000 / 3)
+                return
+        pytest.fail(f"{path} stays empty: {self.trouble[-5:]}")
+
+    def shot(self, name: str) -> None:
+        """What the page looks like now, as .screenshots/NAME.png."""
+        self.page.wait_for_timeout(500)  # what moves has come to rest
+        self.page.screenshot(path=SHOTS / f"{name}.png")
+
+    def text(self) -> str:
+        """All that the page says."""
+        return self.page.locator("body").inner_text()
+
+    def shows(self, words: str | re.Pattern[str], seconds: float = PATIENCE) -> None:
+        """The words are to be read within so many seconds."""
+        there = self.page.get_by_text(words).locator("visible=true").first
+        expect(there).to_be_visible(timeout=seconds * 1000)
+
+    def click(self, button: str) -> None:
+        """The button with this name was pressed."""
+        self.page.get_by_role("button", name=button, exact=True).last.click()
+
+    def tab(self, name: str) -> None:
+        """The tab with this name is open."""
+        self.page.locator(".p-tab-navigation__tab, .p-tab").filter(
+            has_text=re.compile(f"^{name}$")
+        ).first.click()
+
+    # Forms
+
+    def form(self, deployment: str) -> None:
+        """The form that runs a deployment with parameters of one's own."""
+        self.open(f"deployments/deployment/{deployment}/run")
+        self.labels()
+
+    def labels(self) -> list[str]:
+        """The fields of the form, in their order; those within the app's card too."""
+        found = self.page.locator(".schema-form-property__label")
+        found.first.wait_for()
+        return found.all_inner_texts()
+
+    def field(self, label: str) -> Locator:
+        """The field with this label; its innermost frame."""
+        exactly = re.compile(rf"^{label}( \(Optional\))?$")
+        named = self.page.locator(".schema-form-property__label").filter(has_text=exactly)
+        return self.page.locator(".p-label.schema-form-property").filter(has=named).last
+
+    def fill(self, label: str, value: str) -> None:
+        """The field has this value."""
+        self.field(label).locator("textarea, input").first.fill(value)
+
+    def switch(self, label: str) -> None:
+        """The switch was turned."""
+        self.field(label).get_by_role("switch").click()
+
+    # Runs
+
+    def submit(self) -> str:
+        """A run of the form that is open, whose page is open then; its id."""
+        self.click("Submit")
+        self.click("View run")
+        self.page.wait_for_url("**/flow-run/*")
+        return self.page.url.rpartition("/")[2].partition("?")[0]
+
+    def run(self, run: str) -> None:
+        """The page of a run."""
+        self.open(f"runs/flow-run/{run}")
+
+    def state(self, name: str, seconds: float = PATIENCE) -> None:
+        """The page of a run says that it is in this state, within so many seconds."""
+        badge = self.page.locator(".page-heading-flow-run .state-badge, .state-badge").first
+        expect(badge).to_have_text(name, timeout=seconds * 1000)

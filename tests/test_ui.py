@@ -1,0 +1,192 @@
+"""Prefect's own UI in a real browser: its form, its buttons, and what it shows of a run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.lab.browser import SHOTS, Ui, browser
+from tests.lab.host import Host
+from tests.lab.shop import Shop
+
+
+@pytest.fixture(scope="module")
+def shop(api: Any) -> Iterator[Shop]:
+    made = Shop(api)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def host(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A host that runs `nonstop up`, with a release that serves."""
+    with Host(shop, tmp_path_factory.mktemp("host")) as made:
+        assert made.ended(made.ask("deploy")) == "Completed"
+        yield made
+
+
+@pytest.fixture(scope="module")
+def opened(host: Host) -> Iterator[Ui]:
+    """The UI, for every test."""
+    shutil.rmtree(SHOTS, ignore_errors=True)
+    with browser(host.url.removesuffix("/api")) as ui:
+        yield ui
+
+
+@pytest.fixture
+def ui(opened: Ui, request: pytest.FixtureRequest) -> Iterator[Ui]:
+    """The UI; how it looked when a test failed is among the screenshots."""
+    failed = request.session.testsfailed
+    yield opened
+    if request.session.testsfailed > failed:
+        opened.shot(f"failed-{request.function.__name__}")
+        print(opened.trouble)
+
+
+def deployment(host: Host) -> str:
+    """The id of the shop's deployment."""
+    return str(host.get(f"deployments/name/deploy/{host.shop.name}")["id"])
+
+
+def another(shop: Shop) -> str:
+    """An image that does not serve."""
+    return "hello:v1" if shop.get().text.endswith(",v2") else "hello:v2"
+
+
+def answers(shop: Shop) -> str | None:
+    """The release that answered once."""
+    number: str | None = shop.get().headers.get("X-Nonstop-Release")
+    return number
+
+
+def test_a_run_from_the_form_deploys_the_image_and_loses_no_visitor(
+    ui: Ui, host: Host, shop: Shop
+) -> None:
+    image = another(shop)
+    ui.form(deployment(host))
+    first = ["image", "approve", "approve_within", "force", "override", "wait"]
+    assert [label.removesuffix(" (Optional)") for label in ui.labels()][:6] == first
+    ui.fill("image", image)
+    ui.shot("1-form")
+    with shop.visitors() as heard:
+        ui.submit()
+        ui.state("Completed")
+        ui.shows(f"deploy {shop.name} {image}")
+    ui.shot("1-run")
+    assert heard.lost == 0, heard.losses
+    assert shop.get().text.endswith(image.removeprefix("hello:v"))
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "words"),
+    [
+        ("image", "Hello:V1", "Validation failed for field 'image'. Failure reason: 'Hello:V1' "),
+        ("Replicas", "0", "Validation failed for field 'app.replicas'. Failure reason: 0 is less "),
+    ],
+)
+def test_the_form_refuses_wrong_input_in_words(
+    ui: Ui, host: Host, label: str, value: str, words: str
+) -> None:
+    before = host.find("flow_runs")
+    ui.form(deployment(host))
+    ui.fill(label, value)
+    ui.click("Submit")
+    ui.shows(words, 2)
+    ui.shot(f"2-refused-by-the-form-{label}")
+    assert len(host.find("flow_runs")) == len(before)
+
+
+def test_a_run_that_is_refused_says_why(ui: Ui, host: Host, shop: Shop) -> None:
+    before = shop.live()
+    ui.form(deployment(host))
+    ui.fill("image", "hello:nowhere")
+    ui.submit()
+    ui.state("Refused")
+    ui.shows("hello:nowhere is not on this host")
+    ui.shot("2-refused-by-the-run")
+    assert "xception" not in ui.text().replace("encountered an exception", "")
+    assert shop.live() == before
+
+
+def test_a_paused_run_is_resumed_with_its_form_and_green_serves(
+    ui: Ui, host: Host, shop: Shop
+) -> None:
+    before, image = shop.live() or 0, another(shop)
+    ui.form(deployment(host))
+    ui.fill("image", image)
+    ui.switch("approve")
+    with shop.visitors() as heard:
+        ui.submit()
+        ui.state("Paused")
+        ui.shot("3-paused")
+        assert shop.live() == before
+        ui.click("Resume")
+        ui.shows("is healthy and waits for a yes")
+        ui.switch("Approve")
+        ui.fill("By", "Kim")
+        ui.fill("Why", "looks good")
+        ui.shot("3-resume")
+        ui.click("Submit")
+        ui.state("Completed")
+    assert heard.lost == 0, heard.losses
+    assert shop.live() == before + 1
+    report(ui, shop)
+    ui.shows("Approved by Kim: looks good.")
+
+
+def test_a_cancel_on_the_run_s_page_goes_back_and_loses_nobody(
+    ui: Ui, host: Host, shop: Shop
+) -> None:
+    before = shop.live() or 0
+    with shop.visitors() as heard:
+        app = shop.described(image=another(shop), verify={"bake_time": 60})
+        ui.run(host.ask("deploy", app=app))
+        host.until(lambda: answers(shop) == str(before + 1), 60, "the cutover")
+        ui.click("Cancel")
+        ui.shot("4-cancel")
+        ui.click("Confirm")
+        ui.state("Cancelled")
+    ui.shows(f"roll-back {shop.name}-{before + 1}")
+    ui.shot("4-cancelled")
+    assert heard.lost == 0, heard.losses
+    assert shop.live() == before
+
+
+def report(ui: Ui, shop: Shop) -> None:
+    """The newest report of the run whose page is open."""
+    ui.tab("Artifacts")
+    ui.page.get_by_text(f"report-{shop.name}", exact=True).first.click()
+    ui.page.wait_for_url("**/artifacts/**")
+
+
+def test_the_report_says_the_outcome_first_and_the_next_command_last(
+    ui: Ui, host: Host, shop: Shop
+) -> None:
+    run = host.ask("deploy", image=another(shop))
+    assert host.ended(run) == "Completed"
+    ui.run(run)
+    report(ui, shop)
+    ui.shows(f"{shop.name}: succeeded")
+    ui.shot("5-report")
+    said = ui.text()
+    order = [said.index(words) for words in (": succeeded", "Changed", "Steps", "To go back: ")]
+    assert order == sorted(order)
+
+
+def test_the_history_tells_app_image_and_outcome_of_every_run(
+    ui: Ui, host: Host, shop: Shop
+) -> None:
+    image = "hello:v2" if another(shop) == "hello:v1" else "hello:v1"
+    unchanged = host.ask("deploy", image=image)
+    refused = host.ask("deploy", image="hello:nowhere")
+    host.until(lambda: host.state(unchanged) == "Unchanged", 60, "Unchanged")
+    host.until(lambda: host.state(refused) == "Refused", 60, "Refused")
+    ui.open("runs")
+    for name, state in ((image, "Unchanged"), ("hello:nowhere", "Refused")):
+        row = ui.page.locator(".state-list-item", has_text=f"deploy {shop.name} {name}").first
+        expect(row).to_contain_text(state)
+    ui.shot("5-runs")
