@@ -1,4 +1,4 @@
-"""The nonstop command: deploy, rollback, status and plan, in its own process.
+"""The nonstop command: deploy, rollback, recover, status, plan and doctor; and `up`, which serves.
 
 Without PREFECT_API_URL the runs are kept by Prefect's embedded server, in the database that
 `prefect server start` shows later.
