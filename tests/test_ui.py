@@ -119,7 +119,7 @@ def test_a_paused_run_is_resumed_with_its_form_and_green_serves(
     ui.form(deployment(host))
     ui.fill("image", image)
     ui.switch("approve")
-    with shop.visitors() as heard:
+    with shop.visitors(kinds=["get", "post"]) as heard:
         ui.submit()
         ui.state("Paused")
         ui.shot("3-paused")
@@ -142,7 +142,7 @@ def test_a_cancel_on_the_run_s_page_goes_back_and_loses_nobody(
     ui: Ui, host: Host, shop: Shop
 ) -> None:
     before = shop.live() or 0
-    with shop.visitors() as heard:
+    with shop.visitors(kinds=["get", "post"]) as heard:
         app = shop.described(image=another(shop), verify={"bake_time": 60})
         ui.run(host.ask("deploy", app=app))
         host.until(lambda: answers(shop) == str(before + 1), 60, "the cutover")
