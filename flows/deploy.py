@@ -6,6 +6,7 @@ import logging
 from typing import Annotated, Any
 
 from prefect import flow
+from prefect.exceptions import CancelledRun
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from pydantic import Field
@@ -175,12 +176,12 @@ def returned_by_recovery(before: Observed, now: Observed, to: int | None) -> Rep
 
 
 def _in_a_sentence(record: logging.LogRecord) -> bool:
-    """Our own failures tell everything in their sentence; a traceback would only bury it.
+    """Our own failures, and a cancel, tell everything in their sentence; a traceback would bury it.
 
     Nor was any of them an "unexpected exception", as which Prefect ends the log of its run.
     """
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-    if isinstance(error, NonstopError):
+    if isinstance(error, NonstopError | CancelledRun):
         record.exc_info = None
         return "unexpected exception" not in str(record.msg)
     return True

@@ -141,9 +141,9 @@ def test_a_paused_run_is_resumed_with_its_form_and_green_serves(
 def test_a_cancel_on_the_run_s_page_goes_back_and_loses_nobody(
     ui: Ui, host: Host, shop: Shop
 ) -> None:
-    before = shop.live() or 0
+    before, image = shop.live() or 0, another(shop)
     with shop.visitors(kinds=["get", "post"]) as heard:
-        app = shop.described(image=another(shop), verify={"bake_time": 60})
+        app = shop.described(image=image, verify={"bake_time": 60})
         ui.run(host.ask("deploy", app=app))
         host.until(lambda: answers(shop) == str(before + 1), 60, "the cutover")
         ui.click("Cancel")
@@ -151,9 +151,19 @@ def test_a_cancel_on_the_run_s_page_goes_back_and_loses_nobody(
         ui.click("Confirm")
         ui.state("Cancelled")
     ui.shows(f"roll-back {shop.name}-{before + 1}")
+    ui.shows("Finished in state Cancelled(")
     ui.shot("4-cancelled")
+    assert "xception" not in ui.text()
     assert heard.lost == 0, heard.losses
     assert shop.live() == before
+    listed(ui, f"deploy {shop.name} {image}", "Cancelled")
+
+
+def listed(ui: Ui, name: str, state: str) -> None:
+    """The history has a run of that name that ended so."""
+    ui.open("runs")
+    row = ui.page.locator(".state-list-item", has_text=name).filter(has_text=state).first
+    expect(row).to_be_visible(timeout=20_000)
 
 
 def report(ui: Ui, shop: Shop) -> None:
@@ -185,8 +195,7 @@ def test_the_history_tells_app_image_and_outcome_of_every_run(
     refused = host.ask("deploy", image="hello:nowhere")
     host.until(lambda: host.state(unchanged) == "Unchanged", 60, "Unchanged")
     host.until(lambda: host.state(refused) == "Refused", 60, "Refused")
-    ui.open("runs")
-    for name, state in ((image, "Unchanged"), ("hello:nowhere", "Refused")):
-        row = ui.page.locator(".state-list-item", has_text=f"deploy {shop.name} {name}").first
-        expect(row).to_contain_text(state)
+    listed(ui, f"deploy {shop.name} {image}", "Unchanged")
+    listed(ui, f"deploy {shop.name} hello:nowhere", "Refused")
+    listed(ui, f"deploy {shop.name} hello:v1", "Completed")
     ui.shot("5-runs")
