@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-# Before Prefect is imported: its log lines are shown by us, its embedded server may start slowly.
-os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-# A server that goes away must not keep us: what was done is told without it.
-os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "2")
-os.environ.setdefault("PREFECT_API_REQUEST_TIMEOUT", "10")
+# Before Prefect is imported: its log lines are shown by us, its embedded server may start slowly,
+# and a server that goes away must not keep us. What `up` starts has settings of its own.
+if sys.argv[1:2] != ["up"]:
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "2")
+    os.environ.setdefault("PREFECT_API_REQUEST_TIMEOUT", "10")
 if not os.environ.get("PREFECT_API_URL"):  # an empty one would be taken for an address
     os.environ.pop("PREFECT_API_URL", None)
 

@@ -157,9 +157,7 @@ class Parts(Frozen):
 
     def environment(self) -> dict[str, str]:
         """The environment of their processes."""
-        inherited = dict(os.environ)
-        inherited.pop("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", None)  # the command's own, quiet
-        return inherited | self.settings()
+        return dict(os.environ) | self.settings()
 
 
 def tell(sentence: str) -> None:

@@ -35,7 +35,7 @@ def test_the_tutorials_lines_are_what_visitors_read(shop: Shop) -> None:
 
 def test_a_long_download_is_finished_by_blue_before_it_stops(shop: Shop) -> None:
     shop.deploy("one")
-    with shop.visitors(kinds=["get", "download"], download=8) as heard:
+    with shop.visitors(kinds=["get", "download"], download=14) as heard:
         time.sleep(1)
         report = shop.deploy("two", drain={"limit": 30})
     assert heard.lost == 0, heard.losses

@@ -101,7 +101,10 @@ def test_two_apps_behind_one_nginx_deploy_at_once_and_nobody_notices(
             shop.deploy("one")
         with first.visitors(kinds=["get", "post"]) as heard, second.visitors() as others:
             for _ in range(3):
-                runs = [command.start("deploy", first.name), other.start("deploy", second.name)]
+                runs = [
+                    command.start("deploy", first.name, "--force"),
+                    other.start("deploy", second.name, "--force"),
+                ]
                 for run in runs:
                     _, err = run.communicate(timeout=120)
                     assert run.returncode == 0, err

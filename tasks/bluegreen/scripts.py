@@ -76,7 +76,7 @@ flock -n "$LOCK" true || owner=$(cat "$LOCK")
 umask 022
 trap 'rm -f "$NEW"' EXIT
 if [ -e "$SITE" ]; then
-    cp "$SITE" "$NEW"
+    cat "$SITE" > "$NEW"
     mv -f "$NEW" "$BEFORE"
 fi
 if [ -n "$TEXT" ]; then

@@ -76,7 +76,7 @@ class OwnNginx:
     def files(self) -> str:
         """Checksums of every file of the configuration but ours."""
         return self.shop.exec(
-            "find /etc/nginx -type f ! -name 'nonstop-*' -exec sha256sum {} + | sort"
+            "find /etc/nginx -type f ! -name '*nonstop-*' -exec sha256sum {} + | sort"
         )
 
 

@@ -132,8 +132,8 @@ class Shop:
         return printed.decode()
 
     def sites(self) -> str:
-        """Every file of the sites directory, as names and contents."""
-        return self.exec("cd /etc/nginx/nonstop/sites && grep -r . . | sort")
+        """Every file of the sites directory that nginx reads, as names and contents."""
+        return self.exec("cd /etc/nginx/nonstop/sites && grep . *.conf | sort")
 
     def close(self) -> None:
         """Nothing of the shop is left but its network, which others may share."""
