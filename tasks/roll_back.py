@@ -91,7 +91,7 @@ def _ensure_blue(engine: Engine, nginx: Nginx, plan: Plan, blue: Release | None)
                 nginx.reload(app, None, patient=True)
         return
     if blue is not None:
-        _ensure_running(engine, nginx, plan, blue)
+        _start_still(engine, nginx, plan, blue)
     as_before = look.live == Live.named_in(look.site) and PREVIEW not in (look.site or "")
     if look.live and look.live.number == plan.blue and as_before:
         return
@@ -109,14 +109,19 @@ def _ensure_blue(engine: Engine, nginx: Nginx, plan: Plan, blue: Release | None)
     say(f"release {plan.blue} serves again, {time.monotonic() - began:.2f} s after the decision")
 
 
-def _ensure_running(engine: Engine, nginx: Nginx, plan: Plan, blue: Release) -> None:
-    """Blue's replicas run; those that stood still were started, and are healthy."""
+def _start_still(engine: Engine, nginx: Nginx, plan: Plan, blue: Release) -> None:
+    """Blue's replicas that stood still were started; where none ran, they are healthy.
+
+    Where one runs it serves at once, and nginx passes over those that are not up yet.
+    """
     still = [replica for replica in blue.replicas if replica.status in STANDING]
     if not still:
         return
     say(f"starting {len(still)} replicas of release {blue.number} that stand still")
     for replica in still:
         engine.revive(replica, blue.settings)
+    if blue.running:
+        return
     started = tuple(seen for r in still if (seen := engine.replica(r.id)) is not None)
     its = {"app": blue.settings, "green": blue.number, "origin": blue.origin}
     until_healthy(engine, nginx, plan.model_copy(update=its), started)

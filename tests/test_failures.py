@@ -22,7 +22,11 @@ from tasks.bluegreen.errors import (
 from tests.lab.shop import Shop
 
 BEFORE = [  # green is bad before it receives visitors, who then lose nothing at all
-    ({"environment": {"CRASH": "start", "PRINT": "no route"}}, ReplicaCrashed, "exit code 1"),
+    (
+        {"environment": {"CRASH": "start", "PRINT": "no route"}},
+        ReplicaCrashed,
+        "ended (with exit code 1|and was started again)",
+    ),
     ({"environment": {"HEALTH_STATUS": "503"}}, Unhealthy, "/health answers status 503"),
     ({"environment": {"HEALTH_STATUS": "302"}}, Unhealthy, "/health answers status 302"),
     ({"health": {"headers": {"X-Release": "three"}}}, Unhealthy, "answered by somebody else"),

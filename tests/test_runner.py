@@ -64,7 +64,7 @@ def registered(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
             schedule["schedule"].pop("anchor_date", None)  # the moment of its making
         limit = (one["global_concurrency_limit"] or {}).get("limit")
         found.append(
-            {key: one[key] for key in SAME}
+            {key: one[key] for key in SAME if key != "version" or key in entry}  # else made up
             | {"schedules": sorted(schedules, key=str), "limit": limit}
         )
         httpx.delete(f"{PREFECT_API_URL.value()}/deployments/{one['id']}", timeout=30)
