@@ -65,6 +65,7 @@ class World:
     def all_of_blue_crash(self) -> None:
         """Every replica of what serves dies."""
         self.crash(*self.replicas(newest=False))
+        until_it_answers(self.shop)
 
     def engine_restarts(self) -> None:
         """The engine is restarted; what it stops, it starts again."""
