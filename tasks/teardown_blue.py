@@ -24,7 +24,6 @@ def teardown_blue(plan: Plan) -> Drained:
     app = plan.app
     with Engine() as engine:
         nginx = Nginx(engine, app.proxy)
-        ensure_green_serves(nginx, plan)
         releases = engine.releases(app.name)
         every = Observed(app=app.name, proxy=app.proxy.container, releases=releases)
         older = [r for r in every.behind if r.number < plan.green]

@@ -304,7 +304,7 @@ class Nginx:
                         f"configuration within {waited:.0f} s.",
                         reason,
                     )
-            time.sleep(0.05)
+            time.sleep(0.02)
 
     def complaints(self, since: float) -> str:
         """What nginx logged as an emergency since a time (Unix, seconds), at most ten lines."""
