@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -11,10 +12,12 @@ from rich.table import Table
 
 from flows.doctor import Finding
 from flows.progress import ERR
+from flows.windows import told
 from tasks.bluegreen.errors import Outcome
 from tasks.bluegreen.model import Live, Observed, Plan, Report
 from tasks.bluegreen.plan import plan_retirement, role
 from tasks.bluegreen.recovery import plan_recovery, recovery_lines
+from tasks.bluegreen.window import is_open, next_opening
 
 OUT = Console(highlight=False)
 
@@ -129,7 +132,10 @@ def _print_one(seen: Observed) -> None:
 
 
 def _plan_lines(planned: Plan, seen: Observed) -> Iterator[str]:
-    app = planned.app
+    app, now = planned.app, datetime.now(UTC)
+    if not is_open(app.window, now):
+        opening = told(next_opening(app.window, now), app)
+        yield f"not before {opening}, outside its release windows; or with --override REASON:"
     if planned.blue is not None:
         yield f"nothing, if release {planned.blue} is what is wanted already; or with --force:"
     recovery = plan_recovery(seen)

@@ -39,11 +39,17 @@ def test_sizes_are_as_in_compose(written: Any, size: int) -> None:
 
 def test_both_spellings_of_a_mapping_are_the_same() -> None:
     mapping = {"A": "1", "B": "true", "C": ""}
-    assert app(environment={"A": 1, "B": True, "C": None}).environment == mapping
+    assert app(environment={"A": 1, "B": True, "C": ""}).environment == mapping
     assert app(environment=["A=1", "B=true", "C="]).environment == mapping
     assert app(labels=["a=b=c"]).labels == {"a": "b=c"}
     assert app(extra_hosts={"db": "10.0.0.1"}).extra_hosts == ("db:10.0.0.1",)
     assert app(env_file="one.env").env_file == ("one.env",)
+
+
+@pytest.mark.parametrize("written", [["A=1", "KEY"], {"A": 1, "KEY": None}])
+def test_a_variable_without_a_value_is_nobody_s_shell_s(written: Any) -> None:
+    with pytest.raises(BadInput, match=r"environment: KEY has no value: .* write `KEY=`"):
+        app(environment=written)
 
 
 def test_every_wrong_field_is_named_at_once() -> None:

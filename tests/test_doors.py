@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -75,6 +76,8 @@ def test_a_reason_overrides_the_window_and_is_in_the_report(command: Command) ->
     assert f"{shop.name} may not be deployed before" in said
     assert f"nonstop deploy {shop.name} --at " in said
     assert shop.containers() == {}
+    out, _ = command.run("plan", shop.name)
+    assert re.match(r"not before .* 12:00 UTC, outside its release windows; or with", out)
     command.run("deploy", shop.name, "--override", "the shop is down")
     assert shop.live() == 1
     told = history.report(shop.name)

@@ -85,3 +85,12 @@ def test_the_server_refuses_wrong_input_in_words(
     body = {"parameters": {"app": shop.described(**changes), **parameters}}
     said = history.ask("POST", f"/deployments/{deployment}/create_flow_run", body, code=409)
     assert words in said["detail"]
+
+
+def test_the_server_takes_compose_s_other_spellings(shop: Shop) -> None:
+    deployment = RunnerDeployment.from_flow(deploy, f"form-{shop.name}").apply()
+    changes = {"hosts": "shop.localhost", "extra_hosts": {"db": "10.0.0.1"}, "tmpfs": "/tmp"}
+    described = shop.described(**changes) | {"environment": ["A=1"], "labels": ["b=2"]}
+    body = {"parameters": {"app": described}, "state": {"type": "PAUSED"}}
+    made = history.ask("POST", f"/deployments/{deployment}/create_flow_run", body, code=201)
+    assert made["parameters"]["app"] == described

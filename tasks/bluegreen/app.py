@@ -10,7 +10,7 @@ from pydantic.config import JsonDict
 
 from tasks.bluegreen.errors import BadInput
 from tasks.bluegreen.gates import Drain, Health, Verify
-from tasks.bluegreen.units import Bytes, Frozen, Pairs, Seconds
+from tasks.bluegreen.units import Bytes, Entries, Frozen, Pairs, Seconds, Several
 from tasks.bluegreen.window import Window
 
 NAME = r"^[a-z][a-z0-9-]{0,38}[a-z0-9]$"
@@ -149,7 +149,7 @@ class App(Frozen):
         description="Pattern of tags, like 1.* or main: a push of the image under such a tag, told "
         "by a webhook, deploys it; none: no push does.",
     )
-    hosts: tuple[str, ...] = Field(
+    hosts: Several = Field(
         default=(),
         description="Host names of the site, like shop.example.com or *.example.com; "
         "none: every name that no other site has.",
@@ -169,7 +169,7 @@ class App(Frozen):
         'image and tag. Name a secret, never the secret itself: {{ secret("block-name") }} or '
         '{{ file("/path") }}.',
     )
-    env_file: tuple[str, ...] = Field(
+    env_file: Several = Field(
         default=(), description="Files with KEY=value lines; their values are taken as secrets."
     )
     volumes: tuple[str, ...] = Field(
@@ -183,14 +183,12 @@ class App(Frozen):
     labels: Pairs = Field(default={}, description="Labels of the containers.")
     init: bool | None = Field(default=None, description="Run an init as process 1.")
     read_only: bool = Field(default=False, description="Mount the root file system read-only.")
-    tmpfs: tuple[str, ...] = Field(default=(), description="`/path[:options]` on tmpfs.")
+    tmpfs: Several = Field(default=(), description="`/path[:options]` on tmpfs.")
     cap_add: tuple[str, ...] = Field(default=(), description="Capabilities to add.")
     cap_drop: tuple[str, ...] = Field(default=(), description="Capabilities to drop.")
     security_opt: tuple[str, ...] = Field(default=(), description="As in Compose.")
     ulimits: dict[str, int | Ulimit] = Field(default={}, description="As in Compose.")
-    extra_hosts: tuple[str, ...] = Field(
-        default=(), description="`name:address` or `name=address`."
-    )
+    extra_hosts: Entries = Field(default=(), description="`name:address` or `name=address`.")
     mem_limit: Bytes | None = Field(
         default=None, ge=6 * 1024**2, description="Memory limit, bytes or like 512m."
     )
@@ -238,15 +236,19 @@ class App(Frozen):
             return {key: value for key, value in data.items() if key != "ports"}
         return data
 
-    @field_validator("env_file", "tmpfs", "hosts", mode="before")
+    @field_validator("environment", mode="before")
     @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("extra_hosts", mode="before")
-    @classmethod
-    def _host_list(cls, value: Any) -> Any:
-        return [f"{k}:{v}" for k, v in value.items()] if isinstance(value, dict) else value
+    def _has_values(cls, value: Any) -> Any:
+        named = value.items() if isinstance(value, dict) else ()
+        bare = [key for key, item in named if item is None]
+        if isinstance(value, list | tuple):
+            bare = [item for item in value if "=" not in str(item)]
+        if bare:
+            raise ValueError(
+                f"{bare[0]} has no value: Compose would take the one of your shell, which a run "
+                f"does not have; write `{bare[0]}=` for an empty one"
+            )
+        return value
 
     @field_validator("extra_hosts")
     @classmethod

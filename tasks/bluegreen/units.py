@@ -43,6 +43,16 @@ def pairs(value: Any) -> Any:
     return value
 
 
+def several(value: Any) -> Any:
+    """Compose's two spellings of a list that is often of one: `x` and `[x]`, as a tuple."""
+    return (value,) if isinstance(value, str) else value
+
+
+def entries(value: Any) -> Any:
+    """Compose's spellings of host entries, `name: address` and `- name:address`, as a list."""
+    return [f"{k}:{v}" for k, v in value.items()] if isinstance(value, dict) else value
+
+
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -53,8 +63,13 @@ Seconds = Annotated[float, BeforeValidator(seconds, json_schema_input_type=float
 Bytes = Annotated[int, BeforeValidator(size, json_schema_input_type=int | str)]
 Pairs = Annotated[
     dict[str, str],
-    BeforeValidator(pairs, json_schema_input_type=dict[str, str | int | float | bool | None]),
+    BeforeValidator(
+        pairs, json_schema_input_type=dict[str, str | int | float | bool | None] | list[str]
+    ),
 ]
+Texts = tuple[str, ...]
+Several = Annotated[Texts, BeforeValidator(several, json_schema_input_type=Texts | str)]
+Entries = Annotated[Texts, BeforeValidator(entries, json_schema_input_type=Texts | dict[str, str])]
 
 
 class Frozen(BaseModel):
