@@ -18,6 +18,7 @@ from prefect.states import Completed
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.lock import Lock
 from tasks.bluegreen.nginx import Nginx
+from tasks.overtaken import age
 from tests.lab.deliveries import HOST, REGISTRIES, WAYS, Pushed, harbor, quay
 from tests.lab.shop import Shop, free_port
 from tests.lab.webhooks import Receiver, Waiting
@@ -81,6 +82,31 @@ def test_while_none_has_begun_only_the_newest_push_is_left(receiver: Receiver) -
         message = str(run.state.message)
         assert f"A newer push of {app.image}:1.3@sha256:" in message
         assert f"asked for run {newest.name}. Nothing was touched." in message
+
+
+def test_of_many_pushes_at_once_the_newest_is_left_and_none_is_lost(receiver: Receiver) -> None:
+    app, number, now = Waiting(f"{HOST}/"), 60, int(time.time()) - 90
+    secret = receiver.secrets["harbor"]
+    order = [7 * n % number for n in range(number)]
+    pushes = [harbor(Pushed(app.path, f"1.{n}", at=now + n), secret) for n in order]
+    with ThreadPoolExecutor(16) as pool:
+        answers = [answer.json() for answer in pool.map(receiver.send, pushes)]
+    runs = {str(run.id): run for run in app.runs()}
+    counted = 0
+    for run in runs.values():
+        (of,) = [tag for tag in run.tags if tag.startswith("newest-of-")] or ["newest-of-1"]
+        counted += int(of.removeprefix("newest-of-"))
+    assert counted == number > len(runs)
+    tags = {
+        str(run.parameters["image"]).split("@")[0].rpartition(".")[2]: run for run in app.runs()
+    }
+    for n, answer in zip(order, answers, strict=True):
+        (told,) = answer["runs"]
+        assert age(runs[told["run"]])[0] >= now + n
+        assert told["newer"] == (str(n) not in tags)
+        assert ("A newer push came with it" in answer["message"]) == told["newer"]
+    last = f"1.{number - 1}"
+    app.settled({f"1.{n}": "Superseded" for n in tags} | {last: "Scheduled"})
 
 
 @pytest.mark.parametrize("begun", [False, True])

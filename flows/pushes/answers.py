@@ -78,7 +78,9 @@ async def answer(sender: Sender, delivery: Delivery, secrets: Secrets, runs: Run
             await runs.request(subscriber, push, image, sender.name, delivery.received)
             for subscriber, push, image in wanted
         ]
-    return Answer(outcome="accepted", message="Its runs are queued.", runs=tuple(asked))
+    newer = any(run.newer for run in asked)
+    message = "A newer push came with it, whose run is queued." if newer else "Its runs are queued."
+    return Answer(outcome="accepted", message=message, runs=tuple(asked))
 
 
 @contextmanager

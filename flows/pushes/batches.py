@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
@@ -22,10 +23,28 @@ class NotCreated(ValueError):
     """The server refuses to create a run, in its words."""
 
 
+class Created(NamedTuple):
+    """A run that is on the server."""
+
+    id: UUID
+    newer: bool
+    """Whether it is that of a newer push than the one it was asked for."""
+
+
+class Asked(NamedTuple):
+    """A run that somebody waits for."""
+
+    run: dict[str, Any]
+    at: float | None
+    """When it was pushed, in seconds since 1970; None: nobody knows."""
+    created: asyncio.Future[Created]
+
+
 class Batches:
     """Creates runs; one request for each deployment is under way at a time.
 
-    On SQLite that is several times as fast as one request for each run.
+    On SQLite that is several times as fast as one request for each run. Of the pushes that wait
+    for one request only the newest gets a run, which is tagged with their number.
 
     Args:
         client: of the server.
@@ -33,7 +52,7 @@ class Batches:
 
     def __init__(self, client: PrefectClient) -> None:
         self._client = client
-        self._waiting: dict[UUID, list[tuple[dict[str, Any], asyncio.Future[UUID]]]] = {}
+        self._waiting: dict[UUID, list[Asked]] = {}
         self._sending: dict[UUID, asyncio.Task[None]] = {}
 
     @property
@@ -41,8 +60,15 @@ class Batches:
         """Nobody waits for a run."""
         return not self._sending
 
-    async def create(self, deployment: UUID, **run: Any) -> UUID:
+    async def create(self, deployment: UUID, at: float | None, **run: Any) -> Created:
         """A run with these fields is on the server, or was, under its idempotency key.
+
+        Or that of a newer push, which was asked for meanwhile.
+
+        Args:
+            deployment: whose run.
+            at: when it was pushed, in seconds since 1970; None: nobody knows, so none overtakes it.
+            run: fields of the run, `tags` and `idempotency_key` among them.
 
         Raises:
             Busy: too many wait for theirs.
@@ -52,8 +78,8 @@ class Batches:
         waiting = self._waiting.setdefault(deployment, [])
         if len(waiting) >= MOST:
             raise Busy
-        created: asyncio.Future[UUID] = asyncio.get_running_loop().create_future()
-        waiting.append((run, created))
+        created: asyncio.Future[Created] = asyncio.get_running_loop().create_future()
+        waiting.append(Asked(run, at, created))
         if deployment not in self._sending:
             self._sending[deployment] = asyncio.create_task(self._send(deployment))
         return await created
@@ -62,21 +88,28 @@ class Batches:
         waiting = self._waiting[deployment]
         try:
             while waiting:
-                batch = waiting[:LARGEST]
-                del waiting[:LARGEST]
-                try:
-                    results = await self._try(deployment, [run for run, _ in batch])
-                except Exception as error:  # noqa: BLE001  # told to everyone who waits for it
-                    results = [error] * len(batch)
-                for (_, created), result in zip(batch, results, strict=True):
-                    if created.done():  # who asked has gone
-                        continue
-                    if isinstance(result, UUID):
-                        created.set_result(result)
-                    else:
-                        created.set_exception(result)
+                groups = _by_newest(waiting)
+                waiting.clear()
+                for first in range(0, len(groups), LARGEST):
+                    await self._create(deployment, groups[first : first + LARGEST])
         finally:
             del self._sending[deployment], self._waiting[deployment]
+
+    async def _create(self, deployment: UUID, groups: Sequence[Sequence[Asked]]) -> None:
+        """Everyone of a group has the run of its first, or why there is none."""
+        results: Sequence[UUID | Exception]
+        try:
+            results = await self._try(deployment, [_run(group) for group in groups])
+        except Exception as error:  # noqa: BLE001  # told to everyone who waits for it
+            results = [error] * len(groups)
+        for group, result in zip(groups, results, strict=True):
+            for asked in group:
+                if asked.created.done():  # who asked has gone
+                    continue
+                if isinstance(result, UUID):
+                    asked.created.set_result(Created(result, _at(asked) < _at(group[0])))
+                else:
+                    asked.created.set_exception(result)
 
     async def _try(self, deployment: UUID, runs: list[dict[str, Any]]) -> list[UUID | Exception]:
         """The id of each, after further tries for those that the server did not create."""
@@ -104,3 +137,22 @@ class Batches:
             else NotCreated(str(result["error"]).partition("\n")[0][:300])
             for result in response.json()["results"]
         ]
+
+
+def _by_newest(asked: Sequence[Asked]) -> list[list[Asked]]:
+    """Those whose time is known as one group, newest first; every other one alone."""
+    dated = sorted((one for one in asked if one.at is not None), key=_at, reverse=True)
+    return [[one] for one in asked if one.at is None] + ([dated] if dated else [])
+
+
+def _at(asked: Asked) -> float:
+    return asked.at or 0.0
+
+
+def _run(group: Sequence[Asked]) -> dict[str, Any]:
+    """The fields of the first one's run, with a tag that tells how many it stands for."""
+    run = group[0].run
+    pushes = {one.run["idempotency_key"] or number for number, one in enumerate(group)}
+    if len(pushes) == 1:
+        return run
+    return run | {"tags": [*run["tags"], f"newest-of-{len(pushes)}"]}

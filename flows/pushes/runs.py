@@ -44,6 +44,8 @@ class Run(Frozen):
     run: UUID
     address: str
     """Where it is seen."""
+    newer: bool = False
+    """Whether it is the run of a newer push that came at the same time."""
 
 
 class Runs:
@@ -75,6 +77,8 @@ class Runs:
     ) -> Run:
         """A run that deploys the image is on the server: a new one, or the push's own of before.
 
+        Or the run of a newer push that came at the same time, as only the newest counts.
+
         Raises:
             Busy, NotCreated: as of Batches.
             Exception: of Prefect's client, when its server does not answer.
@@ -88,6 +92,7 @@ class Runs:
             try:
                 created = await self._batches.create(
                     app.deployment,
+                    at=moment if push.at else None,
                     parameters={"image": image, "wait": WAIT},
                     tags=[PUSH, sender],
                     labels={PUSHED: moment},
@@ -96,7 +101,12 @@ class Runs:
             except Exception:
                 self._latest = None  # the deployment may be gone
                 raise
-            run = Run(app=app.name, run=created, address=url_for("flow-run", created) or "")
+            run = Run(
+                app=app.name,
+                run=created.id,
+                address=url_for("flow-run", created.id) or "",
+                newer=created.newer,
+            )
         if key is not None:
             self._known[key] = run
             if len(self._known) > REMEMBERED:

@@ -78,9 +78,9 @@ def main() -> None:
                 ("delivered again", lambda _: known, 200, 10),
                 ("nobody waits for it", lambda _: other, 200, 10),
                 ("one new in 40, else again", lambda n: known if n % 40 else new(n), 200, 10),
-                ("new, with a run each", lambda n: new(10_000 + n), 5, 10),
-                ("new, with a run each", lambda n: new(20_000 + n), 20, 10),
-                ("new, with a run each", lambda n: new(30_000 + n), 200, 3),
+                ("new pushes of one app", lambda n: new(10_000 + n), 5, 10),
+                ("new pushes of one app", lambda n: new(20_000 + n), 20, 10),
+                ("new pushes of one app", lambda n: new(30_000 + n), 200, 3),
             ]
             for name, make, rate, seconds in kinds:
                 line = asyncio.run(asked(url, make, rate, seconds))
