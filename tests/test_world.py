@@ -19,6 +19,7 @@ from tests.lab.deaths import STEPS_OF_A_DEPLOY, Deaths
 from tests.lab.images import PROXY
 from tests.lab.machine import Machine
 from tests.lab.nginx import until_it_answers
+from tests.lab.registry import Registry
 from tests.lab.shop import Shop
 
 
@@ -171,6 +172,30 @@ def test_a_disk_that_is_full_is_refused_or_rolled_back(make_world: Callable[...,
     assert (shop.containers(), shop.sites()) == before
     shop.deploy("two")
     assert shop.releases() == {"two"}
+
+
+@pytest.mark.long
+def test_a_disk_that_gets_full_by_the_pull_is_refused_and_nothing_is_left(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(True, disk="2400m")
+    machine, shop = world.machine, world.shop
+    with Registry(machine.api, machine=machine) as registry:
+        image = registry.push("large", size=700)
+        there = machine.api.images(all=True, quiet=True)
+        before = shop.containers(), shop.sites()
+        machine.fill(leave=650)
+        try:
+            with pytest.raises(Unavailable, match="disk was full before") as caught:
+                shop.deploy("large", image=image, pull_policy="always")
+            assert caught.value.outcome == "refused"
+            assert shutil.disk_usage(machine.data).free >> 20 >= 640
+        finally:
+            machine.free()
+        assert machine.api.images(all=True, quiet=True) == there
+        assert (shop.containers(), shop.sites()) == before
+        shop.deploy("large", image=image, pull_policy="always")
+        assert shop.releases() == {"large"}
 
 
 @pytest.mark.long

@@ -131,6 +131,11 @@ def _pull(engine: Engine, app: App, here: bool, say: Callable[[str], None]) -> N
                 raise APIError(line["error"], explanation=line["error"])
     except APIError as error:
         why = words(error)
+        if "no space left" in why:
+            raise Unavailable(
+                f"{app.name}: the engine's disk was full before {app.image} was pulled ({why}): "
+                "free some with `docker image prune`, then deploy again. Nothing was touched."
+            ) from error
         broke_off = error.response is None  # told in the stream, after a good start
         away = not REFUSED.search(why) and (broke_off or error.status_code >= 500)
         hint = (

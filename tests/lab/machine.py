@@ -50,6 +50,7 @@ class Machine:
         self.state = Path("/run") / self.name
         self.url = f"unix://{self.state}/docker.sock"
         self.address = f"{SUBNET}.2"
+        self.within = ("nsenter", f"--net=/run/netns/{self.name}")  # before a command
         self.api: Any = docker.APIClient(base_url=self.url, version="1.40", timeout=120)
 
     def __enter__(self) -> Machine:
@@ -81,7 +82,7 @@ class Machine:
         config = self.folder / "daemon.json"
         config.write_text(json.dumps({"live-restore": self.live_restore}))
         command = [
-            *("nsenter", f"--net=/run/netns/{self.name}", "dockerd"),
+            *(*self.within, "dockerd"),
             *("--config-file", config),
             *("--data-root", self.data),
             *("--exec-root", self.state),
@@ -132,10 +133,10 @@ class Machine:
         self.state.mkdir()
         self.start()
 
-    def fill(self) -> None:
-        """The disk has no byte left."""
+    def fill(self, leave: int = 0) -> None:
+        """The disk has no byte left, or this many MiB."""
         with suppress(OSError), (self.data / "ballast").open("wb", buffering=0) as file:
-            while True:
+            while not leave or shutil.disk_usage(self.data).free > leave << 20:
                 file.write(bytes(1 << 16))
 
     def free(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from tests.lab.engine import apt_install
+from tests.lab.machine import Machine
 from tests.lab.shop import free_port
 
 USER, PASSWORD = "tester", "open-sesame"
@@ -29,13 +30,20 @@ class Registry:
         api: client of the engine from which images are pushed.
         private: only USER with PASSWORD may pull and push.
         notify: address and bearer token that it tells of every push.
+        machine: where it runs; by default here.
     """
 
     def __init__(
-        self, api: Any, *, private: bool = False, notify: tuple[str, str] | None = None
+        self,
+        api: Any,
+        *,
+        private: bool = False,
+        notify: tuple[str, str] | None = None,
+        machine: Machine | None = None,
     ) -> None:
-        self.api, self.private, self.notify = api, private, notify
-        self.address = f"127.0.0.1:{free_port()}"
+        self.api, self.private, self.notify, self.machine = api, private, notify, machine
+        self.port = free_port()
+        self.address = f"127.0.0.1:{self.port}"
         self.label = f"nonstop.lab.registry={self.address}"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -58,7 +66,7 @@ class Registry:
             "version": "0.1",
             "log": {"level": "warn"},
             "storage": {"filesystem": {"rootdirectory": str(folder / "images")}},
-            "http": {"addr": self.address},
+            "http": {"addr": self.address if self.machine is None else f":{self.port}"},
         }
         if self.private:
             (folder / "htpasswd").write_text(HTPASSWD)
@@ -76,10 +84,11 @@ class Registry:
             settings["notifications"] = {"endpoints": [endpoint]}
         config = folder / "config.yml"
         config.write_text(json.dumps(settings))  # JSON is YAML
+        command = ["docker-registry", "serve", str(config)]
+        if self.machine is not None:
+            command = [*self.machine.within, *command]
         with (folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                ["docker-registry", "serve", str(config)], stdout=log, stderr=log
-            )
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + STARTUP
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -93,19 +102,26 @@ class Registry:
             self.process.wait(timeout=30)
             self.process = None
 
-    def build(self, release: str, repository: str = "") -> str:
-        """An image on the host only, whose replicas call themselves `release`; its reference."""
+    def build(self, release: str, repository: str = "", size: int = 0) -> str:
+        """An image on the host only, whose replicas call themselves `release`; its reference.
+
+        It has `size` MiB more than hello:v1.
+        """
         repository = repository or f"{self.address}/local"
         made = self.api.create_container("hello:v1", labels={"nonstop.lab.shop": self.address})
+        if size:
+            self.api.start(made["Id"])
+            more = ["dd", "if=/dev/zero", "of=/var/tmp/more", "bs=1M", f"count={size}"]
+            self.api.exec_start(self.api.exec_create(made["Id"], more))
         changes = [f"ENV RELEASE={release}", f"LABEL {self.label}"]
         self.api.commit(made["Id"], repository=repository, tag=release, changes=changes)
-        self.api.remove_container(made["Id"])
+        self.api.remove_container(made["Id"], force=True)
         return f"{repository}:{release}"
 
-    def push(self, release: str) -> str:
+    def push(self, release: str, size: int = 0) -> str:
         """An image like those of `build`, but in the registry only; its reference."""
         repository = f"{self.address}/shop"
-        image = self.build(release, repository)
+        image = self.build(release, repository, size)
         user = {"username": USER, "password": PASSWORD}
         for line in self.api.push(repository, release, stream=True, decode=True, auth_config=user):
             assert "error" not in line, line
@@ -145,8 +161,10 @@ class Registry:
         )
 
     def _answers(self) -> bool:
+        host = "127.0.0.1" if self.machine is None else self.machine.address
+        url = f"http://{host}:{self.port}/v2/"
         try:
-            return httpx.get(f"http://{self.address}/v2/", timeout=5, trust_env=False) is not None
+            return httpx.get(url, timeout=5, trust_env=False) is not None
         except httpx.TransportError:
             return False
 
