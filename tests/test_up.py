@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -168,7 +168,7 @@ def test_beside_a_server_of_yours_a_failure_is_told_and_sigterm_has_a_deploy_go_
                 failed = second.ask("deploy", app=bad)
                 assert second.ended(failed) == "Failed"
                 second.until(lambda: told, 20, "a notification")
-                stopped_while_it_deploys(second)
+                stopped_while_it_deploys(second, second.process.terminate)
         message = next(one for one in told if shop.name in one["subject"])
         assert message["subject"] == f"deploy of {shop.name}: Failed"
         # SQLite may have a message be sent twice; none is of the run that was cancelled
@@ -180,14 +180,24 @@ def test_beside_a_server_of_yours_a_failure_is_told_and_sigterm_has_a_deploy_go_
         shop.close()
 
 
-def stopped_while_it_deploys(host: Host) -> None:
-    """SIGTERM to `nonstop up`: blue serves, the run is Cancelled, nothing of us is left."""
+def test_ctrl_c_has_a_deploy_go_back(host: Host, api: Any, tmp_path: Path) -> None:
+    shop = Shop(api)
+    try:
+        with Host(shop, tmp_path, api=host.url) as second:
+            assert second.ended(second.ask("deploy")) == "Completed"
+            stopped_while_it_deploys(second, second.interrupt)
+    finally:
+        shop.close()
+
+
+def stopped_while_it_deploys(host: Host, stop: Callable[[], None]) -> None:
+    """`nonstop up` is stopped: blue serves, the run is Cancelled, nothing of us is left."""
     with host.shop.visitors(kinds=["get", "post"]) as heard:
         run = begun(host, "deploy", **SLOW)
         below = host.children()
         assert [command for command in below.values() if "prefect.engine" in command]
         began = time.monotonic()
-        host.process.send_signal(signal.SIGTERM)
+        stop()
         assert host.process.wait(60) == 0
         assert time.monotonic() - began < 45
     assert heard.lost == 0, heard.losses
