@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ class Host:
         self.shop, self.folder = shop, folder
         self.port = free_port()
         self.url = api or f"http://127.0.0.1:{self.port}/api"
-        self.options = (*options, "--webhooks", f"127.0.0.1:{free_port()}")
+        webhooks = f"127.0.0.1:{free_port()}"
+        self.receiver = f"http://{webhooks}"
+        self.options = (*options, "--webhooks", webhooks)
         self.options += () if api else ("--server", f"127.0.0.1:{self.port}")
         self.environment = os.environ | {
             "PREFECT_HOME": str(folder / "home"),
@@ -113,11 +116,15 @@ class Host:
             assert time.monotonic() < deadline, f"not within {limit:g} s: {what}\n{self.said()}"
             time.sleep(0.1)
 
-    def ask(self, flow: str, name: str = "", **parameters: Any) -> str:
-        """A run of that deployment, as the UI asks for one; its id."""
+    def ask(self, flow: str, name: str = "", at: float | None = None, **parameters: Any) -> str:
+        """A run of that deployment, as the UI asks for one, at that Unix time or now; its id."""
         url = f"{self.url}/deployments"
         found = httpx.get(f"{url}/name/{flow}/{name or self.shop.name}", timeout=30)
-        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        state: dict[str, Any] = {"type": "SCHEDULED"}
+        if at is not None:
+            when = datetime.fromtimestamp(at, UTC).isoformat()
+            state["state_details"] = {"scheduled_time": when}
+        body = {"parameters": parameters, "state": state}
         url = f"{url}/{found.raise_for_status().json()['id']}/create_flow_run"
         # 503: two wrote to SQLite at once; every client of Prefect's tries again then
         while (made := httpx.post(url, json=body, timeout=30)).status_code == 503:
