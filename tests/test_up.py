@@ -49,11 +49,12 @@ def host(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]
 
 
 def test_runs_that_the_api_is_asked_for_deploy_and_roll_back(host: Host) -> None:
-    for run, text in (
-        (lambda: host.ask("deploy", image="hello:v2"), ",v2"),
-        (lambda: host.ask("rollback"), ",v1"),
-    ):
-        assert host.ended(run()) == "Completed"
+    steps: list[tuple[str, dict[str, Any], str]] = [
+        ("deploy", {"image": "hello:v2"}, ",v2"),
+        ("rollback", {}, ",v1"),
+    ]
+    for flow, parameters, text in steps:
+        assert host.ended(host.ask(flow, **parameters)) == "Completed"
         assert host.shop.get().text.endswith(text)
 
 

@@ -76,33 +76,40 @@ class Machine:
         self.api.close()
         sweep(self.name)
         self.process.wait(60)
+        self.containerd.wait(60)
 
     def start(self) -> None:
-        """The engine answers."""
+        """The engine answers; its containerd is apart, as distributions have it."""
+        containerd, socket = self.folder / "containerd.toml", self.state / "containerd.sock"
+        if not socket.exists():
+            containerd.write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
+            self.containerd = self._begin(
+                *("containerd", "--config", containerd, "--address", socket),
+                *("--root", self.data / "containerd", "--state", self.state / "containerd"),
+            )
         config = self.folder / "daemon.json"
         config.write_text(json.dumps({"live-restore": self.live_restore}))
-        command = [
-            *(*self.within, "dockerd"),
-            *("--config-file", config),
-            *("--data-root", self.data),
-            *("--exec-root", self.state),
+        self.process = self._begin(
+            *("dockerd", "--config-file", config, "--host", self.url, "--containerd", socket),
+            *("--data-root", self.data, "--exec-root", self.state),
             *("--pidfile", self.state / "docker.pid"),
-            *("--host", self.url),
-        ]
-        with (self.folder / "dockerd.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [str(part) for part in command],
+        )
+        deadline = time.monotonic() + STARTUP
+        while not self.answers():
+            written = self.folder / "log"
+            assert self.process.poll() is None, written.read_text()[-500:]
+            assert time.monotonic() < deadline, "the machine's engine does not answer"
+            time.sleep(0.1)
+
+    def _begin(self, *command: str | Path) -> subprocess.Popen[bytes]:
+        with (self.folder / "log").open("ab") as log:
+            return subprocess.Popen(
+                [str(part) for part in (*self.within, *command)],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + STARTUP
-        while not self.answers():
-            written = self.folder / "dockerd.log"
-            assert self.process.poll() is None, written.read_text()[-500:]
-            assert time.monotonic() < deadline, "the machine's engine does not answer"
-            time.sleep(0.1)
 
     def answers(self) -> bool:
         """Whether the engine answers."""
@@ -119,16 +126,13 @@ class Machine:
     def restart(self, number: signal.Signals = signal.SIGTERM) -> None:
         """The engine was restarted; its containers are as its configuration leaves them."""
         self.stop(number)
-        if number == signal.SIGKILL:  # or a new engine would wait for the old one's containerd
-            for pid in processes(f"{self.state}/containerd/containerd.toml", children=False):
-                os.kill(pid, number)
-            shutil.rmtree(self.state / "containerd", ignore_errors=True)
         self.start()
 
     def reboot(self) -> None:
         """Every process of the machine was killed at once, then the engine started again."""
         kill(self.name)
         self.process.wait(60)
+        self.containerd.wait(60)
         shutil.rmtree(self.state)
         self.state.mkdir()
         self.start()
@@ -187,11 +191,11 @@ def unmount(prefix: str) -> None:
             run("umount", "--lazy", place)
 
 
-def processes(place: str, *, children: bool = True) -> set[int]:
+def processes(place: str) -> set[int]:
     """Ids of the processes that name this place in their command, and of all they have started."""
     every = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
     found = {pid for pid in every if place in command_line(pid)} - {os.getpid()}
-    while children and (more := {pid for pid in every if parent(pid) in found} - found):
+    while more := {pid for pid in every if parent(pid) in found} - found:
         found |= more
     return found
 
