@@ -15,7 +15,7 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL
 
-from flows.pushes.guard import Limits
+from flows.pushes.guard import Limits, Punctual
 from tests.lab.deliveries import Pushed, harbor
 from tests.lab.shop import free_port
 from tests.lab.webhooks import Receiver, Waiting, refused
@@ -40,6 +40,32 @@ def test_a_body_that_comes_too_slowly_is_not_waited_for(prefect: None, tmp_path:
         assert said.startswith(b"HTTP/1.1 408 ")
         assert b"did not arrive in 0.3 s" in said
         assert time.monotonic() - began < 3
+
+
+def test_headers_that_come_too_slowly_are_not_waited_for(
+    prefect: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Punctual, "limit", 0.3)
+    with (
+        Receiver(tmp_path) as receiver,
+        socket.create_connection(("127.0.0.1", receiver.port)) as slow,
+    ):
+        for _ in range(2):  # also those of a second request
+            slow.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+            time.sleep(0.1)
+            slow.sendall(b"\r\n")
+            said = b""
+            while not said.endswith(b"}"):
+                said += slow.recv(4096)
+            assert said.startswith(b"HTTP/1.1 200 ")
+        slow.sendall(b"GET /health HTTP/1.1\r\n")
+        began = time.monotonic()
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):
+            while time.monotonic() - began < 5:
+                slow.sendall(b"X")
+                time.sleep(0.05)
+        assert time.monotonic() - began < 2
+        assert receiver.client.get("/health").is_success
 
 
 def test_an_answer_that_takes_too_long_is_given_up(prefect: None, tmp_path: Path) -> None:

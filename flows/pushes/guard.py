@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import h11
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 LOG = logging.getLogger("nonstop.webhook")
 PLAIN = re.compile(r"[A-Za-z0-9._:-]{1,100}")  # of a delivery's id, that it may be logged
@@ -69,6 +71,29 @@ class TooMuch(Exception):
     def __init__(self, status: int, message: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(message)
         self.status, self.message, self.headers = status, message, headers
+
+
+class Punctual(H11Protocol):
+    """A connection that is closed when a request's headers do not come in time.
+
+    Uvicorn bounds only how long nothing at all may come.
+    """
+
+    limit = 10.0
+    """Seconds until a look; a connection is closed at the second one that finds it waiting."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The first look is to come."""
+        super().connection_made(transport)
+        self.loop.call_later(self.limit, self._look, self.cycle)
+
+    def _look(self, before: object) -> None:
+        if self.transport.is_closing():
+            return
+        if self.conn.their_state is h11.IDLE and self.cycle is before:
+            self.transport.close()
+        else:
+            self.loop.call_later(self.limit, self._look, self.cycle)
 
 
 class Guard:

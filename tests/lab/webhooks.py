@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.deploy import deploy
 from flows.inventory import ENTRYPOINT
-from flows.pushes.guard import Limits
+from flows.pushes.guard import Limits, Punctual
 from flows.pushes.senders import SECRETS, SENDERS
 from flows.webhook import ONCE, create_app
 from tasks.overtaken import age, pushed
@@ -49,7 +49,9 @@ class Receiver:
 
     def __enter__(self) -> Receiver:
         os.environ[SECRETS] = str(self.folder)
-        config = uvicorn.Config(self.app, port=self.port, access_log=False, log_config=None)
+        config = uvicorn.Config(
+            self.app, port=self.port, http=Punctual, access_log=False, log_config=None
+        )
         self.server = uvicorn.Server(config)
         with temporary_settings(ONCE):
             within = contextvars.copy_context()  # has the settings of the tests' Prefect server
