@@ -28,7 +28,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from flows.pushes.answers import REFUSALS, Answer, answer
-from flows.pushes.guard import TOLD, Guard, Limits, Lines, Metrics, Punctual, plain
+from flows.pushes.guard import TOLD, Guard, Limits, Lines, Metrics, plain, settings
 from flows.pushes.runs import Runs
 from flows.pushes.senders import FRESH, SECRETS, SENDERS, Secrets, Sender
 from flows.pushes.signatures import Delivery
@@ -191,9 +191,7 @@ def webhook_server(host: str, port: int) -> uvicorn.Server:
             create_app(),
             host=host,
             port=port,
-            http=Punctual,
-            access_log=False,  # it would have the tokens of addresses; ours has not
-            log_config=None,
+            **settings(Limits()),
             server_header=False,
             limit_concurrency=1000,
             timeout_keep_alive=10,

@@ -141,8 +141,9 @@ def under_a_runner(deaths: Deaths, served: Served, way: str, step: str, when: st
     deaths.told.write_text(json.dumps({"way": way, "step": step, "when": when, "mark": str(place)}))
     before = shop.live()
     with shop.visitors(rate=100, kinds=KINDS) as heard:
-        app = shop.described(environment={"RELEASE": way}, verify={"bake_time": 1})
-        run = served.start("deploy", app=app, force=True)
+        name = f"{way} {when} {step}"  # no other release's, or nothing would be deployed
+        app = shop.described(environment={"RELEASE": name}, verify={"bake_time": 1})
+        run = served.start("deploy", app=app)
         ended = until(run, "Cancelled" if way == "cancel" else "Crashed")
         while plan_recovery(observe.fn(shop.name)).needed:
             time.sleep(0.2)

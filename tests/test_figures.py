@@ -30,9 +30,7 @@ def test_a_deploy_is_measured_against_the_bare_engine_calls(api: Any) -> None:
     assert (two["replicas"], ten["replicas"]) == (2, 10)
     for one in (two, ten):
         assert one["floor"] > 0
-        assert (
-            one["floor"] / 2 < one["deploy"] < 10 * one["floor"] + 10
-        )  # other tests run beside it
+        assert one["floor"] / 2 < one["deploy"] < 10 * one["floor"] + 10  # others run beside it
         assert list(one["steps"]) == [
             *("preflight", "observe", "start-green", "health-check", "render-config"),
             *("reload-nginx", "verify-traffic", "teardown-blue"),

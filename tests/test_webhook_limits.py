@@ -15,7 +15,7 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL
 
-from flows.pushes.guard import Limits, Punctual
+from flows.pushes.guard import Limits
 from tests.lab.deliveries import Pushed, harbor
 from tests.lab.shop import free_port
 from tests.lab.webhooks import Receiver, Waiting, refused
@@ -49,12 +49,9 @@ def drip(slow: socket.socket) -> None:
         time.sleep(0.05)
 
 
-def test_headers_that_come_too_slowly_are_not_waited_for(
-    prefect: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Punctual, "limit", 0.3)
+def test_headers_that_come_too_slowly_are_not_waited_for(prefect: None, tmp_path: Path) -> None:
     with (
-        Receiver(tmp_path) as receiver,
+        Receiver(tmp_path, Limits(headers=0.3)) as receiver,
         socket.create_connection(("127.0.0.1", receiver.port)) as slow,
     ):
         for _ in range(2):  # also those of a second request

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from tests.lab.command import Command
 from tests.lab.deaths import STEPS_OF_A_DEPLOY, Deaths
 from tests.lab.images import PROXY
 from tests.lab.machine import Machine
+from tests.lab.needs import cannot_run
 from tests.lab.nginx import until_it_answers
 from tests.lab.registry import Registry
 from tests.lab.shop import Shop
+
+SETTLED = 11.0  # seconds; Docker waits twice as long after each crash within 10 s of the one before
 
 
 class World:
@@ -47,8 +51,15 @@ class World:
                 while self.pid(container) in (0, pid):
                     time.sleep(0.05)
 
+    def has_run_for(self, seconds: float, container: str) -> None:
+        """That long since its start."""
+        state = self.machine.api.inspect_container(container)["State"]
+        up = time.time() - datetime.fromisoformat(state["StartedAt"]).timestamp()
+        time.sleep(max(0.0, seconds - up))
+
     def proxy_crashes(self) -> None:
         """The only proxy dies; Docker starts it again."""
+        self.has_run_for(SETTLED, self.shop.proxy)
         self.crash(self.shop.proxy)
         until_it_answers(self.shop)
 
@@ -105,7 +116,7 @@ def make_world(
     prefect: None, api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., World]]:
     if os.geteuid() != 0 or shutil.which("dockerd") is None:
-        pytest.skip("an engine of its own needs root and dockerd: run it where `make test` is root")
+        cannot_run("an engine of its own needs root and dockerd: run it where `make test` is root")
     machines: list[Machine] = []
 
     def make(live_restore: bool, disk: str = "") -> World:

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import h11
@@ -29,6 +30,8 @@ class Limits:
 
     size: int = 1024 * 1024
     """Bytes of a body."""
+    headers: float = 10.0
+    """Seconds between two looks whether a request's headers have come."""
     body: float = 10.0
     """Seconds in which a body arrives."""
     answer: float = 10.0
@@ -76,16 +79,18 @@ class TooMuch(Exception):
 class Punctual(H11Protocol):
     """A connection that is closed when a request's headers do not come in time.
 
-    Uvicorn bounds only how long nothing at all may come.
+    Uvicorn bounds only how long nothing at all may come. It is closed at the second look that
+    finds it waiting for the same request.
     """
 
-    limit = 10.0
-    """Seconds until a look; a connection is closed at the second one that finds it waiting."""
+    def __init__(self, *given: Any, limits: Limits, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.seconds = limits.headers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first look is to come."""
         super().connection_made(transport)
-        self.loop.call_later(self.limit, self._look, self.cycle)
+        self.loop.call_later(self.seconds, self._look, self.cycle)
 
     def _look(self, before: object) -> None:
         if self.transport.is_closing():
@@ -93,7 +98,16 @@ class Punctual(H11Protocol):
         if self.conn.their_state is h11.IDLE and self.cycle is before:
             self.transport.close()
         else:
-            self.loop.call_later(self.limit, self._look, self.cycle)
+            self.loop.call_later(self.seconds, self._look, self.cycle)
+
+
+def settings(limits: Limits) -> dict[str, Any]:
+    """Of Uvicorn: nobody's headers are waited for longer, and no request is logged twice."""
+    return {
+        "http": partial(Punctual, limits=limits),
+        "access_log": False,  # it would have the tokens of addresses; ours has not
+        "log_config": None,
+    }
 
 
 class Guard:

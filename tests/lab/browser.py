@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Locator, Page, TimeoutError, expect, sync_playwright
 
 from tests.lab.engine import apt_install
+from tests.lab.needs import cannot_run
 
 SHOTS = Path(__file__).parents[2] / ".screenshots"
 CHROMIUM = "/usr/bin/chromium"
@@ -27,11 +28,11 @@ SIZE = (1280, 1000)
 
 
 def ensure_chromium() -> None:
-    """Debian's Chromium is installed; where it cannot be, the test is skipped, with the reason."""
+    """Debian's Chromium is installed; where it cannot be, the test cannot run, with the reason."""
     if Path(CHROMIUM).exists():
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        pytest.skip(f"no {CHROMIUM}: install it (Debian: `apt-get install chromium`)")
+        cannot_run(f"no {CHROMIUM}: install it (Debian: `apt-get install chromium`)")
     apt_install("chromium")
 
 

@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.deploy import deploy
 from flows.inventory import ENTRYPOINT
-from flows.pushes.guard import Limits, Punctual
+from flows.pushes.guard import Limits, settings
 from flows.pushes.senders import SECRETS, SENDERS
 from flows.webhook import ONCE, create_app
 from tasks.overtaken import age, pushed
@@ -45,13 +45,12 @@ class Receiver:
         for name, secret in self.secrets.items():
             (folder / name).write_text(f"{secret}\n")
         self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
-        self.app = create_app(limits, fresh=0)
+        self.limits = limits or Limits()
+        self.app = create_app(self.limits, fresh=0)
 
     def __enter__(self) -> Receiver:
         os.environ[SECRETS] = str(self.folder)
-        config = uvicorn.Config(
-            self.app, port=self.port, http=Punctual, access_log=False, log_config=None
-        )
+        config = uvicorn.Config(self.app, port=self.port, **settings(self.limits))
         self.server = uvicorn.Server(config)
         with temporary_settings(ONCE):
             within = contextvars.copy_context()  # has the settings of the tests' Prefect server
