@@ -20,7 +20,7 @@ from flows.way_back import WayBack, retire
 from flows.windows import ensure_in_window
 from tasks.ask_approval import LONGEST, ask_approval, ensure_answerable
 from tasks.bluegreen.app import IMAGE_IN_FORMS, NAME, App, with_image
-from tasks.bluegreen.errors import NonstopError
+from tasks.bluegreen.errors import NonstopError, Refused
 from tasks.bluegreen.model import Observed, Plan, Report
 from tasks.bluegreen.plan import plan_deploy, plan_rollback
 from tasks.bluegreen.unchanged import changes
@@ -111,6 +111,7 @@ def rollback(
         now = recovered(observe(app, kept.proxy), kept.proxy, holder)
         if returned := returned_by_recovery(seen, now, to):
             return returned
+        ensure_the_same_serves(seen, now, to)
         plan = plan_rollback(now, to, holder, str(flow_run.id or ""))
         return replace(plan, now, approve_within if approve else 0)
 
@@ -154,6 +155,20 @@ def unchanged(seen: Observed) -> Report:
         changed=False,
         message=f"Unchanged: release {number} of {seen.app} serves already.",
     )
+
+
+def ensure_the_same_serves(before: Observed, now: Observed, to: int | None) -> None:
+    """What a rollback without a number was asked to leave still serves.
+
+    Raises:
+        Refused: another run replaced it while this one waited.
+    """
+    if to is None and before.live and now.live and now.live.number != before.live.number:
+        raise Refused(
+            f"Another run made release {now.live.number} of {now.app} live meanwhile, instead of "
+            f"{before.live.number}, so it is not rolled back: name a release with --to if you "
+            "still want it. Nothing was touched."
+        )
 
 
 def returned_by_recovery(before: Observed, now: Observed, to: int | None) -> Report | None:

@@ -41,12 +41,25 @@ class WayBack:
         if failure is None or isinstance(failure, Abort | Pause):
             return
         self.interrupts.ignored = True
-        serves = roll_back(self.plan, str(failure) or type(failure).__name__)
+        serves = self._roll_back(str(failure) or type(failure).__name__)
         get_run_logger().warning(serves)
         if not isinstance(failure, Exception):
             failure.add_note(serves)
             return
         raise told(self.plan, failure, serves, touched=self.touched) from failure
+
+    def _roll_back(self, why: str) -> str:
+        try:
+            return roll_back(self.plan, why)
+        except (NonstopError, Abort, Pause):
+            raise
+        except Exception as error:  # its own time-out, or a bug: nobody knows who serves
+            app = self.plan.app.name
+            raise StateUnknown(
+                f"{app}: after a failure ({why.splitlines()[0]}) the way back did not end: "
+                f"{unexpected(app, error).what} A person has to look: `nonstop status {app}`. "
+                f"`nonstop recover {app}` puts it right.",
+            ) from error
 
 
 def told(plan: Plan, failure: Exception, serves: str, *, touched: bool) -> NonstopError:

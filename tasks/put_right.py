@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tasks.bluegreen.app import Proxy
 from tasks.bluegreen.containers import Engine
+from tasks.bluegreen.drain import GREEN_DRAIN, drain
 from tasks.bluegreen.errors import StateUnknown
 from tasks.bluegreen.model import Live, Observed, Recovery
 from tasks.bluegreen.nginx import Nginx
@@ -47,7 +48,9 @@ def put_right(recovery: Recovery, seen: Observed, proxy: Proxy, holder: str) -> 
                 f"{recovery.live}; nothing was removed. Look at `nonstop status {app}`."
             )
         for number in recovery.remove:
-            if number in releases:
+            if number in releases:  # a way back that died may have taken it off just now
+                limit = min(releases[number].settings.drain.limit, GREEN_DRAIN)
+                drain(nginx, releases[number].servers, limit, (), say)
                 remove_release(engine, releases[number])
 
 

@@ -6,17 +6,21 @@ import time
 from contextlib import suppress
 
 from tasks.bluegreen.containers import Engine
-from tasks.bluegreen.drain import drain
-from tasks.bluegreen.errors import EngineHiccup, NonstopError, StateUnknown, Unavailable
+from tasks.bluegreen.drain import GREEN_DRAIN, drain
+from tasks.bluegreen.errors import (
+    EngineHiccup,
+    LockLost,
+    NonstopError,
+    StateUnknown,
+    Unavailable,
+)
 from tasks.bluegreen.images import remove_image
-from tasks.bluegreen.model import PREVIEW, Live, Plan, Release
+from tasks.bluegreen.model import PREVIEW, STANDING, Live, Plan, Release
 from tasks.bluegreen.nginx import Nginx
-from tasks.bluegreen.recovery import STANDING
 from tasks.bluegreen.site import render_site
 from tasks.health_check import until_healthy
 from tasks.step import say, step
 
-GREEN_DRAIN = 20.0  # seconds for requests that green is still answering; it failed, blue waits
 PATIENCE = 90.0  # seconds in which an engine or a proxy that went away has to be back
 AGAIN = 1.0
 
@@ -68,8 +72,9 @@ def _go_back(plan: Plan) -> None:
         releases = {r.number: r for r in engine.releases(app.name)}
         green, blue = releases.get(plan.green), releases.get(plan.blue or 0)
         earlier = nginx.leaving()  # they serve blue or what was before it, but never green
-        _ensure_blue(engine, nginx, plan, blue)
         ours = [r for r in green.replicas if r.run == plan.run] if green else []
+        _ensure_nobody_else_s(nginx, plan, theirs=green is not None and not ours)
+        _ensure_blue(engine, nginx, plan, blue)
         if green is None or not ours:  # gone, or of a run that took over
             return
         drain(nginx, green.servers, min(app.drain.limit, GREEN_DRAIN), earlier, say)
@@ -79,6 +84,26 @@ def _go_back(plan: Plan) -> None:
         if app.pull_policy != "never":  # what a registry has does not pile up here
             with suppress(EngineHiccup):
                 remove_image(engine, green.pinned)
+
+
+def _ensure_nobody_else_s(nginx: Nginx, plan: Plan, *, theirs: bool) -> None:
+    """No other run made live what nginx serves: one that lost its lock must not undo another's.
+
+    Args:
+        nginx: the proxy.
+        plan: of the run that failed.
+        theirs: whether green's number belongs to another run by now.
+
+    Raises:
+        LockLost: one did; nothing was touched.
+    """
+    live = nginx.look(plan.app.name).live
+    if live is None or live.number == plan.blue or (live.number == plan.green and not theirs):
+        return
+    raise LockLost(
+        f"nginx serves release {live.number}, which another run made live meanwhile; it was left "
+        "alone."
+    )
 
 
 def _ensure_blue(engine: Engine, nginx: Nginx, plan: Plan, blue: Release | None) -> None:

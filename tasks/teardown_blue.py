@@ -27,7 +27,7 @@ def teardown_blue(plan: Plan) -> Drained:
         releases = engine.releases(app.name)
         every = Observed(app=app.name, proxy=app.proxy.container, releases=releases)
         older = [r for r in every.behind if r.number < plan.green]
-        servers = frozenset[str]().union(*(r.servers for r in older if r.running))
+        servers = frozenset[str]().union(*(r.servers for r in older if not r.standing))
         drained = drain(nginx, servers, app.drain.limit, plan.leaving, say)
         live = ensure_green_serves(nginx, plan)
         retirement = plan_retirement(every.model_copy(update={"live": live}), app.keep)

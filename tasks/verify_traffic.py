@@ -37,7 +37,8 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
         door = FrontDoor(engine, nginx, app)
         releases = {release.number: release.servers for release in engine.releases(app.name)}
         green, blue = releases[plan.green], releases.get(plan.blue or 0, frozenset())
-        since = min(datetime.fromisoformat(replica.started).timestamp() for replica in replicas)
+        # Of the last to start: a replica that stood still until a recovery failed nobody since.
+        since = max(datetime.fromisoformat(replica.started).timestamp() for replica in replicas)
         with Visits(follower, nginx, app.name, green, blue, since) as visits:
             began = looked = told = time.monotonic()
             requests = failed = in_a_row = 0

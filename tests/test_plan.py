@@ -10,14 +10,9 @@ from hypothesis import strategies as st
 
 from tasks.bluegreen.app import parse
 from tasks.bluegreen.errors import NothingKept, Refused, StateUnknown, Unavailable
-from tasks.bluegreen.model import Live, Observed, Plan, Release, Replica
+from tasks.bluegreen.model import STANDING, Live, Observed, Plan, Release, Replica
 from tasks.bluegreen.plan import plan_deploy, plan_retirement, plan_rollback, role
-from tasks.bluegreen.recovery import (
-    STANDING,
-    plan_recovery,
-    plan_resumed,
-    recovery_lines,
-)
+from tasks.bluegreen.recovery import plan_recovery, plan_resumed, recovery_lines
 
 SUBNET, DYNAMIC = "10.213.0.0/20", "10.213.0.0/22"
 PROXIES = ("nginx", "nginx", "nginx", "another")  # an app may have moved

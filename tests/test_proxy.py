@@ -130,7 +130,9 @@ def test_two_apps_share_a_proxy_by_their_host_names(shop: Shop) -> None:
         second.description["proxy"] = shop.description["proxy"]
         second.host = "second.example.com"
         first = shop.exec(f"cat /etc/nginx/conf.d/nonstop-{shop.name}.conf")
-        with pytest.raises(BadInput, match=r"another site .* has one of its host names already"):
+        with pytest.raises(
+            BadInput, match=r"another site .* has its host name shop.example.com already"
+        ):
             second.deploy("two", hosts=["shop.example.com"])
         second.deploy("two", hosts=[second.host])
         assert shop.exec(f"cat /etc/nginx/conf.d/nonstop-{shop.name}.conf") == first
@@ -139,6 +141,14 @@ def test_two_apps_share_a_proxy_by_their_host_names(shop: Shop) -> None:
     finally:
         second.proxy = ""
         second.close()
+
+
+def test_sites_of_others_that_share_a_name_are_their_own_affair(shop: Shop) -> None:
+    nginx = OwnNginx(shop)
+    site = "server {{ listen 80; server_name twice.example.com; return 200 {}; }}"
+    nginx.write({f"conf.d/{number}.conf": site.format(number) for number in (1, 2)})
+    shop.deploy("one")
+    assert shop.releases() == {"one"}
 
 
 def test_nginx_starts_whatever_became_of_the_replicas(shop: Shop) -> None:

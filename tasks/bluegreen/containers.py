@@ -23,6 +23,7 @@ from tasks.bluegreen.environment import masked
 from tasks.bluegreen.errors import (
     BadInput,
     EngineHiccup,
+    LockLost,
     Refused,
     ReplicaCrashed,
     Unavailable,
@@ -176,6 +177,7 @@ class Engine:
 
         Raises:
             Refused: the name belongs to somebody else.
+            LockLost: it belongs to another run, which may have made it live.
             EngineHiccup: the engine refuses, in its words.
         """
         app = plan.app
@@ -189,20 +191,25 @@ class Engine:
             except APIError as error:
                 if error.status_code != 409:
                     raise
-                self._remove_our_own(name, app)
+                self._remove_our_own(name, plan)
                 made = self.api.create_container_from_config(config, name)
             for network in app.networks:
                 self.api.connect_container_to_network(made["Id"], network)
             return str(made["Id"])
 
-    def _remove_our_own(self, name: str, app: App) -> None:
+    def _remove_our_own(self, name: str, plan: Plan) -> None:
         there = self.inspect(name)
         if there is None:
             return
-        if (there["Config"]["Labels"] or {}).get("nonstop.app") != app.name:
+        labels = there["Config"]["Labels"] or {}
+        if labels.get("nonstop.app") != plan.app.name:
             raise Refused(
                 f"A container named {name} exists and is not ours: rename or remove "
                 "it, then deploy again."
+            )
+        if labels.get("nonstop.run") != plan.run:
+            raise LockLost(
+                f"{plan.app.name}: another run made {name} meanwhile, so this one must not go on."
             )
         self.remove(there["Id"])
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from tasks.bluegreen.model import Drained
 from tasks.bluegreen.nginx import Nginx
 
+GREEN_DRAIN = 20.0  # seconds for requests that a green which failed is still answering; blue waits
 TELL = 5.0  # seconds between two lines of progress
 HEADER_TIMEOUT = 61.0  # seconds: nginx's default client_header_timeout, and a moment
 

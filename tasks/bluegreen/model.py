@@ -40,6 +40,9 @@ class Replica(Frozen):
         return self.status == "running"
 
 
+STANDING = ("created", "exited", "dead")  # states of a container that a start can help
+
+
 class Release(Frozen):
     """One image + environment + settings of an app, deployed once."""
 
@@ -57,6 +60,11 @@ class Release(Frozen):
     def running(self) -> int:
         """Number of replicas whose process runs."""
         return sum(replica.running for replica in self.replicas)
+
+    @property
+    def standing(self) -> bool:
+        """Whether each of its replicas has ended for good; not one that restarts."""
+        return all(replica.status in (*STANDING, "removing") for replica in self.replicas)
 
     @property
     def servers(self) -> frozenset[str]:

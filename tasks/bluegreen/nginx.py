@@ -29,6 +29,8 @@ RELOAD = 15.0  # seconds until a reload has to be proven
 INSTALLED = 75.0  # seconds until a site has to be installed; another app's reload may go first
 LARGEST_SITE = 100_000  # bytes: it travels in an environment variable, Linux allows 128 KiB
 
+CONFLICT = re.compile(r'conflicting server name "([^"]*)"')
+SERVER_NAME = re.compile(r"^\s*server_name\s+([^;]+);", re.MULTILINE)
 INIT = re.compile(r"^\S*\b(docker-init|tini|dumb-init)\b")  # they pass HUP on to nginx
 
 
@@ -182,7 +184,8 @@ class Nginx:
             timeout=60,
         )
         words = _complaints(output.text)
-        if output.code == 0 and "conflicting server name" not in words:
+        taken = set(CONFLICT.findall(words)) & _server_names(text)  # others' own don't concern us
+        if output.code == 0 and not taken:
             return
         if site is None:
             raise Unavailable(
@@ -198,8 +201,8 @@ class Nginx:
             )
         if output.code == 0:
             raise SiteRejected(
-                f"{site.app}: another site of {self.proxy.container} has one of "
-                "its host names already: change `hosts`.",
+                f"{site.app}: another site of {self.proxy.container} has its host name "
+                f"{', '.join(sorted(taken))} already: change `hosts`.",
                 words,
             )
         self.check(None)
@@ -338,6 +341,10 @@ def _beside(site: str, what: str) -> str:
     """A file beside a site; hidden, so that no `include` of a whole directory reads it."""
     directory, _, name = site.rpartition("/")
     return f"{directory}/.{name}.{what}"
+
+
+def _server_names(site: str) -> set[str]:
+    return {name for names in SERVER_NAME.findall(site) for name in names.split()}
 
 
 def _complaints(log: str) -> str:

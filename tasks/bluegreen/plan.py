@@ -130,7 +130,7 @@ def plan_retirement(seen: Observed, keep: int) -> Retirement:
     kept = [release for release in older if release.complete][:keep]
     gone = [release.number for release in older if release not in kept]
     return Retirement(
-        stop=tuple(release.number for release in older if release.running),
+        stop=tuple(release.number for release in older if not release.standing),
         keep=tuple(release.number for release in kept),
         remove=tuple(gone),
     )

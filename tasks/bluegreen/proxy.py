@@ -168,7 +168,7 @@ def _answers(engine: Engine, proxy: Proxy) -> None:
             if nginx.accepting():
                 return
         if time.monotonic() > deadline or (seen and seen["RestartCount"]):
-            log = engine.log_since(proxy.container, 0)[-1000:] if seen else ""
+            log = engine.log_since(proxy.container, 1)[-1000:] if seen else ""
             raise Unavailable(f"The proxy {proxy.container} did not start from {proxy.image}.", log)
         time.sleep(0.1)
 

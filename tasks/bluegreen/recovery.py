@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tasks.bluegreen.errors import StateUnknown
-from tasks.bluegreen.model import PREVIEW, Live, Observed, Plan, Recovery, Release
+from tasks.bluegreen.model import PREVIEW, STANDING, Live, Observed, Plan, Recovery, Release
 from tasks.bluegreen.plan import plan_retirement
 
-STANDING = ("created", "exited", "dead")  # states of a container that a start can help
 BAKE = 5.0  # seconds at most that a release which serves already is watched again
 
 
@@ -52,7 +51,8 @@ def _nobody_serves(seen: Observed) -> Recovery:
         return Recovery(app=seen.app, live=number, finish=True, blue=_way_back(seen, number))
     # The green of a first deploy; where there was another release, or another proxy, it may have
     # served, and somebody took its site away.
-    first = seen.behind[0] if len(seen.behind) == 1 and seen.proxy_since else None
+    alone = len(seen.releases) == len(seen.behind) == 1 and seen.behind[0].number == 1
+    first = seen.behind[0] if alone and seen.proxy_since else None
     abandoned = first is not None and all(r.created > seen.proxy_since for r in first.replicas)
     return Recovery(
         app=seen.app,
