@@ -60,6 +60,7 @@ from tasks.bluegreen.errors import EXIT_CODES, NonstopError, Outcome, Unavailabl
 from tasks.bluegreen.model import Report
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.plan import plan_deploy
+from tasks.bluegreen.proxy import to_create
 from tasks.observe import observe
 from tasks.preflight import ensure_described_well, ensure_site_loads
 from tasks.step import STEPS
@@ -172,7 +173,7 @@ def plan(app: Name, image: Image = None, file: Inventory = FILE, as_json: AsJson
         with Engine() as engine:
             ensure_described_well(engine, wanted, lambda _: MASK)
             proxy = wanted.proxy
-            if proxy.image is None or engine.inspect(proxy.container) is not None:
+            if not to_create(engine, proxy):
                 ensure_site_loads(Nginx(engine, proxy), wanted)
         seen = observe.fn(app, proxy)
         planned = plan_deploy(wanted, seen)

@@ -16,7 +16,7 @@ from tasks.bluegreen.environment import MASK
 from tasks.bluegreen.errors import NonstopError
 from tasks.bluegreen.images import ensure_room
 from tasks.bluegreen.nginx import Look, Nginx
-from tasks.bluegreen.proxy import ranges
+from tasks.bluegreen.proxy import ranges, to_create
 from tasks.bluegreen.recovery import plan_recovery, recovery_lines
 from tasks.bluegreen.site import render_site
 from tasks.observe import observe
@@ -101,7 +101,7 @@ def _engine(engine: Engine) -> Iterator[Finding]:
 
 def _proxy(engine: Engine, proxy: Proxy) -> Iterator[Finding]:
     where = proxy.container
-    if proxy.image is not None and engine.inspect(where) is None:
+    if to_create(engine, proxy):
         yield Finding(where, f"is not there yet; the first deploy creates it from {proxy.image}")
         return
     nginx = Nginx(engine, proxy)
@@ -178,7 +178,7 @@ def _described(engine: Engine, app: App) -> Iterator[Finding]:
 
 def _app(engine: Engine, app: App) -> Iterator[Finding]:
     yield from _described(engine, app)
-    if app.proxy.image is not None and engine.inspect(app.proxy.container) is None:
+    if to_create(engine, app.proxy):
         return
     look = ensure_site_loads(Nginx(engine, app.proxy), app)
     ensure_room(engine, app, look.free, pulls=app.pull_policy != "never")

@@ -7,7 +7,7 @@ from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.errors import NothingKept
 from tasks.bluegreen.model import Observed
 from tasks.bluegreen.nginx import Nginx
-from tasks.bluegreen.proxy import ranges
+from tasks.bluegreen.proxy import ranges, to_create
 from tasks.step import step
 
 
@@ -33,7 +33,7 @@ def observe(app: str, proxy: Proxy | None = None) -> Observed:
                 )
             proxy = releases[-1].settings.proxy
         subnet, dynamic = ranges(engine, proxy)
-        if proxy.image is not None and engine.inspect(proxy.container) is None:
+        if to_create(engine, proxy):
             return Observed(
                 app=app,
                 proxy=proxy.container,

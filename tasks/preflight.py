@@ -10,7 +10,7 @@ from tasks.bluegreen.environment import environment, render_text
 from tasks.bluegreen.errors import BadInput, SiteRejected
 from tasks.bluegreen.images import ensure_room, pin
 from tasks.bluegreen.nginx import Look, Nginx
-from tasks.bluegreen.proxy import ensure_proxy
+from tasks.bluegreen.proxy import ensure_proxy, to_create
 from tasks.bluegreen.site import render_site
 from tasks.secret import secret
 from tasks.step import say, step
@@ -37,7 +37,7 @@ def preflight(app: App, *, rollback: bool = False) -> None:
         if app.pull_policy == "never" and not rollback:
             pin(engine, app, say)
         proxy = app.proxy
-        there = proxy.image is None or engine.inspect(proxy.container) is not None
+        there = not to_create(engine, proxy)
         if there:  # before it is joined to a network: it may be no nginx at all
             look = ensure_site_loads(Nginx(engine, proxy), app)
         nginx = ensure_proxy(engine, app)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
+from tasks.bluegreen.drain import HEADER_TIMEOUT
 from tasks.bluegreen.errors import Failed, Refused
 from tests.lab.shop import Shop
 from tests.lab.visitors import posts_in_order
@@ -55,6 +60,46 @@ def test_a_websocket_lives_until_the_drain_limit_and_is_told_1001_once(shop: Sho
     assert heard.websockets == {"1001": 1, "open": 1}
     assert heard.lost == 0, heard.losses
     assert "shutting down" not in shop.exec("cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+
+
+def test_a_slow_upload_reaches_blue_and_visitors_of_other_sites_do_not_hold_the_drain(
+    shop: Shop,
+) -> None:
+    shop.deploy("one", drain={"limit": 200})
+    other = Shop(shop.api)
+    other.proxy, other.port, other.url = shop.proxy, shop.port, shop.url
+    other.description["proxy"] = shop.description["proxy"]
+    try:
+        other.deploy("other", hosts=["other.example.com"])
+        with (
+            socket.create_connection(("127.0.0.1", shop.port)) as stays,
+            ThreadPoolExecutor() as threads,
+        ):
+            stays.sendall(
+                b"GET /ws HTTP/1.1\r\nHost: other.example.com\r\nUpgrade: websocket\r\n"
+                b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                b"Sec-WebSocket-Key: bm9uc3RvcCBsYWIga2V5Lg==\r\n\r\n"
+            )
+            assert b" 101 " in stays.recv(4096)
+            answer = threads.submit(upload, shop, HEADER_TIMEOUT + 12)
+            time.sleep(1)
+            report = shop.deploy("two", drain={"limit": 200})
+            assert answer.result().headers["X-Release"] == "one"
+            assert report.drained
+            assert HEADER_TIMEOUT < report.drained.seconds < 180, report.drained
+    finally:
+        other.close()
+
+
+def upload(shop: Shop, seconds: float) -> httpx.Response:
+    """The answer to a POST whose body takes that long to come."""
+
+    def slowly() -> Iterator[bytes]:
+        for _ in range(30):
+            yield b"x" * 4096
+            time.sleep(seconds / 30)
+
+    return httpx.post(shop.url + "/", content=slowly(), timeout=seconds).raise_for_status()
 
 
 def test_only_green_runs_afterwards_and_blue_is_kept(shop: Shop) -> None:

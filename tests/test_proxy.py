@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from tasks.bluegreen.app import App, parse
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.errors import BadInput, CutoverUnproven, Failed, Unavailable
 from tasks.bluegreen.nginx import Nginx
+from tasks.bluegreen.proxy import ensure_proxy
 from tasks.bluegreen.site import render_site
+from tests.lab.images import PROXY
 from tests.lab.nginx import MAIN, OwnNginx, until_it_answers
 from tests.lab.shop import Shop
 
@@ -147,6 +150,24 @@ def test_sites_of_others_that_share_a_name_are_their_own_affair(shop: Shop) -> N
     nginx = OwnNginx(shop)
     site = "server {{ listen 80; server_name twice.example.com; return 200 {}; }}"
     nginx.write({f"conf.d/{number}.conf": site.format(number) for number in (1, 2)})
+    shop.deploy("one")
+    assert shop.releases() == {"one"}
+
+
+def test_a_proxy_whose_maker_died_before_it_started_is_made_anew(shop: Shop) -> None:
+    labels = {"nonstop.proxy": shop.proxy}
+    shop.api.create_container(PROXY, name=shop.proxy, labels=labels)
+    shop.deploy("one")
+    assert shop.releases() == {"one"}
+
+
+def test_runs_that_make_the_proxy_at_once_share_it(shop: Shop) -> None:
+    def ensure(_: int) -> str:
+        with Engine() as engine:
+            return ensure_proxy(engine, shop.app()).id
+
+    with ThreadPoolExecutor(6) as threads:
+        assert len(set(threads.map(ensure, range(6)))) == 1
     shop.deploy("one")
     assert shop.releases() == {"one"}
 

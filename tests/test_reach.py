@@ -12,6 +12,7 @@ import yaml
 
 from flows.inventory import ENTRYPOINT
 from tests.lab.shop import Shop
+from tests.lab.tls import engine_behind_tls
 
 LOOPBACK = """
 import fcntl, os, socket, struct, sys
@@ -21,13 +22,14 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def deploy_from(shop: Shop, folder: Path, inside: list[str]) -> None:
+def deploy_from(shop: Shop, folder: Path, inside: list[str], **environment: str) -> None:
     """Runs `nonstop deploy` in another network namespace; it must succeed.
 
     Args:
         shop: what is deployed.
         folder: for the inventory and Prefect's own files.
         inside: command that enters the namespace.
+        environment: variables of the deployer.
     """
     entry = {"name": "shop", "entrypoint": ENTRYPOINT, "parameters": {"app": shop.described()}}
     file = folder / "prefect.yaml"
@@ -35,7 +37,9 @@ def deploy_from(shop: Shop, folder: Path, inside: list[str]) -> None:
     nonstop = str(Path(sys.executable).parent / "nonstop")
     done = subprocess.run(
         [*inside, sys.executable, "-c", LOOPBACK, nonstop, "deploy", shop.name, "--file", file],
-        env=os.environ | {"PREFECT_HOME": str(folder / "home"), "PREFECT_API_URL": ""},
+        env=os.environ
+        | {"PREFECT_HOME": str(folder / "home"), "PREFECT_API_URL": ""}
+        | environment,
         capture_output=True,
         text=True,
         timeout=180,
@@ -65,3 +69,11 @@ def test_a_green_that_is_bad_is_noticed_from_afar_too(shop: Shop, tmp_path: Path
     with pytest.raises(AssertionError, match="/health answers status 503"):
         deploy_from(shop, tmp_path, ["unshare", "--net"])
     assert shop.releases() == {"one"}
+
+
+def test_an_engine_may_be_reached_through_tls(shop: Shop, tmp_path: Path) -> None:
+    with engine_behind_tls(tmp_path) as environment:
+        shop.deploy("one")
+        for _ in range(2):
+            deploy_from(shop, tmp_path, [], **environment)
+    assert shop.releases() == {"v1"}

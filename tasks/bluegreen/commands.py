@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import time
 from contextlib import suppress
@@ -89,7 +90,10 @@ def _read_with_headers(stream: Any, sock: socket.socket) -> bytes:
     answer: Any = getattr(getattr(stream, "_response", None), "raw", None)
     buffer: Any = getattr(getattr(answer, "_fp", None), "fp", None)
     sock.setblocking(False)
-    early: bytes = buffer.peek() if hasattr(buffer, "peek") else b""
+    try:
+        early: bytes = buffer.peek() if hasattr(buffer, "peek") else b""
+    except ssl.SSLWantReadError:  # how TLS says that nothing came yet
+        early = b""
     sock.setblocking(True)
     return early
 

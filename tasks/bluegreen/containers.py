@@ -77,6 +77,7 @@ class Engine:
             self.api: Any = docker.APIClient(
                 version=DEFAULT_DOCKER_API_VERSION, timeout=timeout, **kwargs_from_env()
             )
+            self.api.trust_env = False  # REQUESTS_CA_BUNDLE would win over the engine's own
             ping = self.api.get(f"{self.api.base_url}/_ping", timeout=timeout)
             ping.raise_for_status()
             # "auto" would ask for all versions, for which the engine starts programs: 8 ms a time.

@@ -25,7 +25,8 @@ def drain(
     A worker that stopped accepting can still ask an upstream that it has no connection to: it
     may be reading a long upload, or hold a connection that a browser opened ahead. So its end
     is waited for. Where it also serves visitors of other sites, who may stay for hours, it is
-    enough that the servers had no connection for as long as such a request takes to come.
+    enough that the servers had no connection for as long as such a request takes to come, and
+    that no upload is on its way.
 
     Args:
         nginx: the proxy.
@@ -45,7 +46,8 @@ def drain(
         waited = now - began
         if left:
             asked = now
-        if (not left and (old <= before or now - asked > HEADER_TIMEOUT)) or waited > limit:
+        over = old <= before or (now - asked > HEADER_TIMEOUT and not nginx.receiving())
+        if (over and not left) or waited > limit:
             return Drained(seconds=round(waited, 3), left=left)
         if waited - told >= TELL:
             told = waited

@@ -20,7 +20,7 @@ from tasks.bluegreen.errors import (
     Unavailable,
 )
 from tasks.bluegreen.model import Live, Site
-from tasks.bluegreen.scripts import CHECK, INSTALL, LOOK, PROXY_LOCK, lock_file
+from tasks.bluegreen.scripts import CHECK, INSTALL, LEAVING, LOOK, PROXY_LOCK, lock_file
 
 STATUS_PORT = 18099  # on the container's loopback: which generation is loaded
 SITES = "/etc/nginx/nonstop/sites"  # in a proxy that nonstop created
@@ -31,6 +31,7 @@ LARGEST_SITE = 100_000  # bytes: it travels in an environment variable, Linux al
 
 CONFLICT = re.compile(r'conflicting server name "([^"]*)"')
 SERVER_NAME = re.compile(r"^\s*server_name\s+([^;]+);", re.MULTILINE)
+BODY = re.compile(r"(?<!proxy_temp)/\d{10} \(deleted\)$", re.MULTILINE)  # a temporary file's name
 INIT = re.compile(r"^\S*\b(docker-init|tini|dumb-init)\b")  # they pass HUP on to nginx
 
 
@@ -317,6 +318,15 @@ class Nginx:
             stamp = time.strftime("%Y/%m/%d %H:%M:%S", time.gmtime(since))
             log = "\n".join(line for line in log.splitlines() if line[:19] >= stamp)
         return _complaints(log)
+
+    def receiving(self) -> bool:
+        """Whether workers of earlier generations still write a request's body to a file.
+
+        Where it cannot be seen they may, so then it is true. Only their own user may look.
+        """
+        users = set(self._run(LEAVING, {}).text.split())
+        seen = "".join(self._run(LEAVING, {"FILES": "yes"}, user).text for user in users)
+        return bool(BODY.search(seen) or "denied" in seen)
 
     def connections(self, servers: Iterable[str]) -> int:
         """Number of open connections from the proxy to these servers (`address:port`)."""

@@ -19,6 +19,7 @@ from tasks.bluegreen.site import render_main
 
 # Private ranges that hosts and clouds seldom use; the first that is free on the engine is taken.
 POOLS = [f"10.{second}.0.0/20" for second in range(213, 229)]
+MOMENT = 1.0  # seconds in which a network that another run is creating can be seen
 STARTUP = 10.0  # seconds until a new proxy has to answer
 
 
@@ -38,8 +39,10 @@ def ensure_proxy(engine: Engine, app: App) -> Nginx:
         Unavailable: there is no proxy and none may be created, or its port is taken.
     """
     proxy = app.proxy
-    if engine.inspect(proxy.container) is None and proxy.image is not None:
+    if to_create(engine, proxy):
         ensure_network(engine, proxy)
+        _ensure_no_stillborn(engine, proxy)
+    if to_create(engine, proxy):
         _create(engine, app)
     nginx = Nginx(engine, proxy)
     if nginx.seen["HostConfig"]["NetworkMode"] == "host":
@@ -50,6 +53,14 @@ def ensure_proxy(engine: Engine, app: App) -> Nginx:
             engine.api.connect_container_to_network(nginx.id, proxy.network)
         nginx = Nginx(engine, proxy)
     return nginx
+
+
+def to_create(engine: Engine, proxy: Proxy) -> bool:
+    """Whether the proxy is for nonstop to create, and nobody has started it yet."""
+    if proxy.image is None:
+        return False
+    seen = engine.inspect(proxy.container)
+    return seen is None or _unborn(seen)
 
 
 def ranges(engine: Engine, proxy: Proxy) -> tuple[str, str]:
@@ -74,10 +85,13 @@ def ranges(engine: Engine, proxy: Proxy) -> tuple[str, str]:
 
 
 def ensure_network(engine: Engine, proxy: Proxy) -> None:
-    """The network exists; a new one gets a subnet that is free."""
-    with engine_words(f"list the network {proxy.network}"):
-        if any(n["Name"] == proxy.network for n in engine.api.networks(names=[proxy.network])):
-            return
+    """The network exists; a new one gets a subnet that is free.
+
+    The engine lets two networks have one name, but not one subnet: who comes second by a moment
+    finds the subnet taken, and soon the network there.
+    """
+    if _exists(engine, proxy.network):
+        return
     for subnet in POOLS:
         pool = IPAMPool(subnet=subnet, iprange=dynamic_part(subnet))
         try:
@@ -93,11 +107,46 @@ def ensure_network(engine: Engine, proxy: Proxy) -> None:
         except EngineHiccup as error:
             if "overlap" not in str(error).lower():
                 raise
+            if _exists(engine, proxy.network, within=MOMENT):
+                return
     raise Unavailable(
         f"No free subnet for network {proxy.network}: create it yourself with "
         "`docker network create --subnet SUBNET --ip-range PART_OF_IT "
         f"{proxy.network}`."
     )
+
+
+def _exists(engine: Engine, network: str, within: float = 0.0) -> bool:
+    deadline = time.monotonic() + within
+    while True:
+        with engine_words(f"list the network {network}"):
+            if any(n["Name"] == network for n in engine.api.networks(names=[network])):
+                return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)
+
+
+def _unborn(seen: dict[str, Any]) -> bool:
+    """A proxy of ours that was created and not started: its maker is at it, or died."""
+    ours = "nonstop.proxy" in (seen["Config"]["Labels"] or {})
+    return bool(ours and seen["State"]["Status"] == "created")
+
+
+def _ensure_no_stillborn(engine: Engine, proxy: Proxy) -> None:
+    """A run of another app that is creating the proxy comes to its end; what a dead one left goes.
+
+    Raises:
+        Unavailable: the other's proxy does not start.
+    """
+    deadline = time.monotonic() + STARTUP
+    while (seen := engine.inspect(proxy.container)) is not None and _unborn(seen):
+        if time.monotonic() > deadline:
+            engine.remove(seen["Id"])
+            return
+        time.sleep(0.1)
+    if seen is not None:
+        _answers(engine, proxy)
 
 
 def _create(engine: Engine, app: App) -> None:
@@ -131,6 +180,9 @@ def _create(engine: Engine, app: App) -> None:
             "proxy.image."
         ) from error
     except APIError as error:
+        if error.status_code == 409:  # another run was quicker
+            _ensure_no_stillborn(engine, proxy)
+            return
         raise Unavailable(
             f"The proxy {proxy.container} cannot be created from {proxy.image}: {words(error)}."
         ) from error

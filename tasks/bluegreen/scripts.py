@@ -101,6 +101,15 @@ echo held
 while [ -n "$(timeout 30 head -c 1)" ]; do :; done
 """
 
+# User ids of the workers that stopped accepting, one a line; with $FILES: what they have open.
+LEAVING = """
+for process in /proc/[0-9]*; do
+    case "$(tr '\\0' ' ' 2>/dev/null < $process/cmdline)" in
+        "nginx: worker process is shutting down"*)
+            if [ -n "$FILES" ]; then ls -l $process/fd; else stat -c %u $process; fi 2>&1 ;;
+    esac
+done
+"""
 
 # Held by whoever changes a site of this proxy, from writing it until the reload is proven.
 PROXY_LOCK = "/dev/shm/nonstop.lock"
