@@ -189,7 +189,7 @@ def _create(engine: Engine, app: App) -> None:
     try:
         with engine_words(f"configure {proxy.container}"):
             api.put_archive(made["Id"], directory, _archive(proxy))
-        api.start(made["Id"])
+        _start(engine, made["Id"])
         _answers(engine, proxy)
     except APIError as error:
         _undo(engine, made["Id"], None if kept else volume)
@@ -201,6 +201,19 @@ def _create(engine: Engine, app: App) -> None:
     except BaseException:
         _undo(engine, made["Id"], None if kept else volume)
         raise
+
+
+def _start(engine: Engine, container: str) -> None:
+    deadline = time.monotonic() + MOMENT
+    while True:
+        try:
+            engine.api.start(container)
+        except APIError as error:  # a second network of this name, until its subnet is refused
+            if "ambiguous" not in words(error) or time.monotonic() > deadline:
+                raise
+        else:
+            return
+        time.sleep(0.1)
 
 
 def _undo(engine: Engine, container: str, volume: str | None) -> None:
