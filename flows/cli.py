@@ -101,7 +101,15 @@ def deploy_command(
     """
     if at:
         with _outcomes(app, as_json):
-            said = schedule(load(app, file), at, image=image or "", force=force, override=override)
+            said = schedule(
+                load(app, file),
+                at,
+                image=image or "",
+                force=force,
+                override=override,
+                approve=approve,
+                wait=wait,
+            )
         print_json({"app": app, "message": said}) if as_json else typer.echo(said)
         return
     _run(

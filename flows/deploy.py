@@ -26,7 +26,7 @@ from tasks.bluegreen.plan import plan_deploy, plan_rollback
 from tasks.bluegreen.unchanged import changes
 from tasks.compare import compare
 from tasks.health_check import health_check
-from tasks.locked import locked
+from tasks.locked import LONGEST_WAIT, locked
 from tasks.observe import observe
 from tasks.overtaken import ensure_newest
 from tasks.preflight import preflight
@@ -45,6 +45,7 @@ SETTINGS: Any = {  # of both flows
     "on_cancellation": [recover_afterwards],
 }
 Within = Annotated[float, Field(gt=0, le=LONGEST)]
+Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT)]
 
 
 @flow(name="deploy", flow_run_name=deploy_name, **SETTINGS)
@@ -56,7 +57,7 @@ def deploy(
     approve_within: Within = 1.0 * HOURS,
     force: bool = False,
     override: str = "",
-    wait: Annotated[float, Field(ge=0, le=HOURS)] = 0.0,
+    wait: Wait = 0.0,
     app: App,
 ) -> Report:
     """Replace an app's live release by a new one; visitors notice nothing.
@@ -76,8 +77,10 @@ def deploy(
     ensure_answerable(approve)
     ensure_in_window(app, override)
     preflight(app)
-    with locked(app.name, app.proxy, wait) as holder:
+    with locked(app.name, app.proxy, wait, ensure_newest) as holder:
         ensure_newest()
+        if not override.strip():  # it may have waited long
+            ensure_in_window(app, override)
         seen = recovered(observe(app.name, app.proxy), app.proxy, holder)
         if not force and not compare(app, seen):
             return unchanged(seen)
@@ -92,7 +95,7 @@ def rollback(
     to: int | None = None,
     approve: bool = False,
     approve_within: Within = 1.0 * HOURS,
-    wait: Annotated[float, Field(ge=0, le=HOURS)] = 0.0,
+    wait: Wait = 0.0,
 ) -> Report:
     """Return to an earlier release: its image, environment and settings, under a new number.
 

@@ -23,6 +23,7 @@ from flows.names import app_name, name_of
 from tasks.bluegreen.app import App
 from tasks.bluegreen.errors import BadInput, OutsideWindow, Postponed, Unavailable
 from tasks.bluegreen.window import is_open, next_opening
+from tasks.overtaken import PUSHED
 
 
 def ensure_in_window(app: App, override: str) -> None:
@@ -32,7 +33,8 @@ def ensure_in_window(app: App, override: str) -> None:
         Postponed: a run of the same deployment waits for the next opening.
         OutsideWindow: this run is of no deployment, so that nobody would start it later.
     """
-    now = datetime.now(UTC)
+    # Prefect may begin a run half a second early, so a postponed one while it is still closed.
+    now = max(datetime.now(UTC), flow_run.scheduled_start_time)
     if is_open(app.window, now):
         return
     if override.strip():
@@ -43,7 +45,7 @@ def ensure_in_window(app: App, override: str) -> None:
     _postpone(app, opening) if deployment.id else _refuse(app, opening)
 
 
-def schedule(app: App, at: str, **parameters: str | bool) -> str:
+def schedule(app: App, at: str, **parameters: str | bool | float) -> str:
     """A run of the app's deployment waits for that time; what was done, in a sentence.
 
     Args:
@@ -126,16 +128,19 @@ def _postpone(app: App, opening: datetime) -> NoReturn:
     when = told(opening, app)
     try:
         with get_client(sync_client=True) as client:
-            given = client.read_flow_run(UUID(str(flow_run.id))).parameters
-            same = json.dumps([app.name, opening.isoformat(), given], sort_keys=True)
-            run = client.create_flow_run_from_deployment(
-                UUID(str(deployment.id)),
-                parameters=given,
-                name=name_of(given),
-                state=Scheduled(scheduled_time=opening, message=f"Its window opens {when}."),
-                tags=[f"app:{app.name}"],
-                idempotency_key=hashlib.sha256(same.encode()).hexdigest(),
-            )
+            me = client.read_flow_run(UUID(str(flow_run.id)))
+            run: FlowRun | None = None
+            while run is None or not (run.state and run.state.is_scheduled()):
+                # the same request waits once; one that somebody cancelled does not count
+                run = client.create_flow_run_from_deployment(
+                    UUID(str(deployment.id)),
+                    parameters=me.parameters,
+                    name=name_of(me.parameters),
+                    state=Scheduled(scheduled_time=opening, message=f"Its window opens {when}."),
+                    tags={f"app:{app.name}", *me.tags},
+                    labels={PUSHED: me.labels[PUSHED]} if PUSHED in me.labels else None,
+                    idempotency_key=_key(app.name, opening, me, run),
+                )
     except httpx.HTTPError as error:
         raise Unavailable(
             f"{app.name} may not be deployed before {when}, and the run for it could not be "
@@ -145,6 +150,13 @@ def _postpone(app: App, opening: datetime) -> NoReturn:
         f"{app.name} may not be deployed before {when}: {_where(run)} waits for it. "
         "With a reason as `override` it is deployed at once."
     )
+
+
+def _key(app: str, opening: datetime, asked: FlowRun, over: FlowRun | None) -> str:
+    """Of the run that waits for the opening, after one that waits no more."""
+    pushed, before = asked.labels.get(PUSHED), str(over.id) if over else ""
+    same = json.dumps([app, opening.isoformat(), asked.parameters, pushed, before], sort_keys=True)
+    return hashlib.sha256(same.encode()).hexdigest()
 
 
 def _refuse(app: App, opening: datetime) -> NoReturn:

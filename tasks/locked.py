@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 from prefect.runtime import flow_run
 
 from tasks.bluegreen.app import Proxy
 from tasks.bluegreen.containers import Engine
+from tasks.bluegreen.errors import Unavailable
 from tasks.bluegreen.lock import Lock
 from tasks.bluegreen.nginx import Nginx
 from tasks.step import say
 
+LONGEST_WAIT = 3 * 3600  # seconds; a flow may take four hours
+
 
 @contextmanager
-def locked(app: str, proxy: Proxy, wait: float) -> Iterator[str]:
+def locked(
+    app: str, proxy: Proxy, wait: float, give_way: Callable[[], None] = lambda: None
+) -> Iterator[str]:
     """The app is this run's while entered; gives the run's name as the lock's holder.
 
     Args:
         app: name of the app.
         proxy: where the lock is.
         wait: seconds to wait for another run; 0: give up at once.
+        give_way: raises if there is no reason to wait any longer; asked every half minute.
 
     Raises:
         Locked: another run has it, with who and since when.
@@ -34,5 +40,11 @@ def locked(app: str, proxy: Proxy, wait: float) -> Iterator[str]:
         f"run {flow_run.name} ({flow_run.id}) on {socket.gethostname()}, process {os.getpid()}, "
         f"since {since}"
     )
-    with Engine() as engine, Lock(engine, Nginx(engine, proxy), app, holder, wait, say):
+
+    def waiting(whom: str) -> None:
+        say(whom)
+        with suppress(Unavailable):  # asked again at the end
+            give_way()
+
+    with Engine() as engine, Lock(engine, Nginx(engine, proxy), app, holder, wait, waiting):
         yield holder

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tasks.bluegreen.window import DAYS
+from tasks.bluegreen.containers import Engine
+from tasks.bluegreen.lock import Lock
+from tasks.bluegreen.nginx import Nginx
 from tests.lab import history
+from tests.lab.clock import closed, minute
 from tests.lab.command import Command
 from tests.lab.served import Served, cancel, until
 from tests.lab.shop import Shop
-
-
-def closed() -> dict[str, Any]:
-    """A window that opens in two days, for an hour."""
-    day = datetime.now(UTC) + timedelta(days=2)
-    return {"days": [DAYS[day.weekday()]], "opens": "12:00", "closes": "13:00"}
 
 
 def scheduled(app: str) -> list[dict[str, Any]]:
@@ -68,6 +66,54 @@ def test_a_request_outside_the_window_waits_as_a_run_for_the_next_opening(
     assert shop.containers() == {}
 
 
+def test_what_waited_for_the_opening_is_deployed_then(shop: Shop, served: Served) -> None:
+    opening = minute(25)
+    opens = {"opens": f"{opening:%H:%M}", "closes": f"{opening + timedelta(hours=1):%H:%M}"}
+    app = shop.described(window=[opens])
+    # Prefect may be too early by a moment, or not: of these three it is enough to know the end
+    others = [app | {"name": f"{shop.name}-{n}", "image": "nobody/has:this"} for n in "abc"]
+    for asked in [served.start("deploy", app=one) for one in (app, *others)]:
+        until(asked, "Postponed")
+    waits = [scheduled(str(one["name"]))[0] for one in (app, *others)]
+    until(waits[0]["id"], "Completed")
+    assert datetime.now(UTC) > opening - timedelta(seconds=1)
+    assert shop.live() == 1
+    for wait in waits[1:]:
+        assert "nobody/has:this" in until(wait["id"], "Refused")["state"]["message"]
+
+
+def test_a_window_that_closes_while_a_run_waits_for_another_one_is_closed(command: Command) -> None:
+    shop = command.shop
+    shop.deploy("one")
+    closing = minute(6)
+    opens = {"opens": f"{closing - timedelta(hours=1):%H:%M}", "closes": f"{closing:%H:%M}"}
+    command.describe(window=[opens])
+    with (
+        Engine() as engine,
+        Lock(engine, Nginx(engine, shop.app().proxy), shop.name, "another run", 0, print),
+    ):
+        waits = command.start("deploy", shop.name, "--wait", "100")
+        time.sleep((closing - datetime.now(UTC)).total_seconds())
+        assert waits.poll() is None
+    _, err = waits.communicate(timeout=60)
+    assert f"{shop.name} may not be deployed before" in " ".join(err.split())
+    assert waits.returncode == 2
+    assert shop.live() == 1
+
+
+def test_a_waiting_run_that_somebody_cancelled_is_not_waited_for(
+    shop: Shop, served: Served
+) -> None:
+    app = shop.described(window=[closed()])
+    until(served.start("deploy", app=app), "Postponed")
+    (first,) = scheduled(shop.name)
+    history.ask("POST", f"/flow_runs/{first['id']}/set_state", {"state": {"type": "CANCELLED"}})
+    told = [until(served.start("deploy", app=app), "Postponed") for _ in range(2)]
+    (second,) = scheduled(shop.name)
+    assert second["id"] != first["id"]
+    assert all(second["id"] in one["state"]["message"] for one in told)
+
+
 def test_a_reason_overrides_the_window_and_is_in_the_report(command: Command) -> None:
     command.describe(window=[closed()])
     shop = command.shop
@@ -100,11 +146,13 @@ def test_a_deploy_at_a_later_time_is_a_run_of_the_app_s_deployment(
         "parameter_openapi_schema": deployment["parameter_openapi_schema"],
     }
     history.ask("POST", "/deployments/", body)
-    out, _ = command.run("deploy", shop.name, "--image", "hello:v2", "--at", "03:00", "--json")
+    more = ("--approve", "--wait", "60", "--json")
+    out, _ = command.run("deploy", shop.name, "--image", "hello:v2", "--at", "03:00", *more)
     said = json.loads(out)
     (waits,) = scheduled(shop.name)
     assert waits["id"] in said["message"]
-    assert waits["parameters"] == {"app": shop.described(), "image": "hello:v2"}
+    given = {"image": "hello:v2", "approve": True, "wait": 60.0}
+    assert waits["parameters"] == {"app": shop.described()} | given
     assert waits["name"] == f"deploy {shop.name} hello:v2"
     start = datetime.fromisoformat(waits["expected_start_time"]).astimezone()
     assert (start.hour, start.minute) == (3, 0)

@@ -19,6 +19,7 @@ from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.lock import Lock
 from tasks.bluegreen.nginx import Nginx
 from tasks.overtaken import age
+from tests.lab.clock import closed
 from tests.lab.deliveries import HOST, REGISTRIES, WAYS, Pushed, harbor, quay
 from tests.lab.shop import Shop, free_port
 from tests.lab.webhooks import Receiver, Waiting
@@ -138,24 +139,37 @@ def test_a_run_that_only_waits_for_another_one_gives_way_to_a_newer_push(
     secret, now = receiver.secrets["harbor"], time.time()
     receiver.send(harbor(Pushed("hello", "v2", at=now - 20), secret))
     (older,) = app.runs()
-    with executing(older) as process:
-        with (
-            Engine() as engine,
-            Lock(engine, Nginx(engine, shop.app().proxy), shop.name, "another run", 0, print),
-        ):
-            assert process.stdout is not None
-            said = ""
-            while "waiting for another run" not in said:
-                line = process.stdout.readline()
-                assert line, said
-                said += line
-            receiver.send(harbor(Pushed("hello", "v3", at=now - 10), secret))
-            while len(app.runs()) < 2:
-                time.sleep(0.05)
-        process.communicate(timeout=60)
+    with (
+        executing(older) as process,
+        Engine() as engine,
+        Lock(engine, Nginx(engine, shop.app().proxy), shop.name, "another run", 0, print),
+    ):
+        assert process.stdout is not None
+        said = ""
+        while "waiting for another run" not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        receiver.send(harbor(Pushed("hello", "v3", at=now - 10), secret))
+        process.communicate(timeout=60)  # while the other one is at work
     app.settled({"v2": "Superseded", "v3": "Scheduled"})
     assert shop.containers() == before
     assert shop.live() == 1
+
+
+def test_a_push_that_waits_for_a_window_is_still_as_old_as_it_was(receiver: Receiver) -> None:
+    app = Waiting(f"{HOST}/", window=[closed()])
+    secret, now = receiver.secrets["harbor"], time.time()
+    receiver.send(harbor(Pushed(app.path, "1.1", at=now - 20), secret))
+    (asked,) = app.runs()
+    with executing(asked) as process:
+        process.communicate(timeout=60)
+    (waits,) = [run for run in app.runs() if run.id != asked.id]
+    assert app.states() == {"1.1": "Scheduled"}
+    assert set(waits.tags) == {*asked.tags, f"app:{app.name}"}
+    assert age(waits)[0] == age(asked)[0]
+    receiver.send(harbor(Pushed(app.path, "1.2", at=now - 10), secret))
+    app.settled({"1.1": "Superseded", "1.2": "Scheduled"})
 
 
 @pytest.mark.parametrize("sender", WAYS)

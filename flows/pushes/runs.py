@@ -25,9 +25,9 @@ from flows.inventory import ENTRYPOINT
 from flows.pushes.batches import Batches
 from flows.pushes.push import Push, Subscriber
 from tasks.bluegreen.units import Frozen
+from tasks.locked import LONGEST_WAIT
 from tasks.overtaken import PUSH, PUSHED, RECENT, SUPERSEDED, age, pushed, why
 
-WAIT = 900.0  # seconds that a run waits for another one of its app
 FRESH = 1.0  # seconds that an app is known without asking whether it changed
 SETTLE = 0.3  # seconds in which further pushes come before older ones are superseded
 QUIET = 5.0  # seconds that superseding waits for pushes to stop coming
@@ -93,7 +93,7 @@ class Runs:
                 created = await self._batches.create(
                     app.deployment,
                     at=moment if push.at else None,
-                    parameters={"image": image, "wait": WAIT},
+                    parameters={"image": image, "wait": LONGEST_WAIT},
                     tags=[PUSH, sender],
                     labels={PUSHED: moment},
                     idempotency_key=key,
