@@ -29,6 +29,7 @@ SETTINGS = {  # each gives way to what the environment or the profile says
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
         "prefect.server.concurrency.lease_storage.filesystem"
     ),
+    "PREFECT_UI_API_URL": "/api",  # of where the UI itself comes from, whatever name that has
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_CLASS": "flows.progress.Line",
     "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.5",  # seconds until a line is seen in the UI

@@ -30,7 +30,9 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, StateType
+from prefect.client.schemas.schedules import SCHEDULE_TYPES
 from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL
 from prefect.types._datetime import now
@@ -64,7 +66,7 @@ def _served(file: Path, entry: dict[str, Any]) -> RunnerDeployment:
         load_flow_from_entrypoint(str(entrypoint), use_placeholder_flow=False)
         if entrypoint == ENTRYPOINT:
             parse(app_of(file, entry))
-        return RunnerDeployment.from_entrypoint(
+        made = RunnerDeployment.from_entrypoint(
             entrypoint=str(entrypoint),
             name=str(name),
             parameters=entry.get("parameters"),
@@ -84,6 +86,9 @@ def _served(file: Path, entry: dict[str, Any]) -> RunnerDeployment:
     except Exception as error:  # whatever an import of somebody's module raises
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise BadInput(f"{file}: deployment {name} ({entrypoint}) cannot be run: {said}") from error
+    if entry.get("paused") is None:
+        made.model_fields_set.discard("paused")  # so it is not sent: what the server has stays
+    return made
 
 
 def _schedule(described: dict[str, Any]) -> DeploymentScheduleCreate:
@@ -91,6 +96,23 @@ def _schedule(described: dict[str, Any]) -> DeploymentScheduleCreate:
     when = {name: value for name, value in described.items() if name not in SCHEDULE}
     beside = {name: described[name] for name in SCHEDULE & described.keys()}
     return DeploymentScheduleCreate.model_validate({"schedule": when} | beside)
+
+
+async def keep_paused_schedules(deployment: RunnerDeployment) -> None:
+    """Schedules that somebody paused on the server stay so, unless the inventory says otherwise."""
+    async with get_client() as client:
+        try:
+            there = await client.read_deployment_by_name(deployment.full_name)
+        except ObjectNotFound:
+            return
+    paused = [_times(one.schedule) for one in there.schedules if not one.active]
+    for one in deployment.schedules or ():
+        if "active" not in one.model_fields_set and _times(one.schedule) in paused:
+            one.active = False
+
+
+def _times(schedule: SCHEDULE_TYPES | None) -> dict[str, Any]:
+    return schedule.model_dump(exclude={"anchor_date"}) if schedule else {}  # that of its making
 
 
 class Runner(prefect.runner.Runner):
@@ -183,6 +205,7 @@ async def run(found: Iterable[RunnerDeployment], notify: str | None) -> None:
         raise Failed(f"No Prefect server answers at PREFECT_API_URL={url}: start it.")
     runner = Runner()
     for deployment in found:
+        await keep_paused_schedules(deployment)
         runner.ours.append(await runner.aadd_deployment(deployment))
     await asyncio.to_thread(ensure_automations, notify)
     names = ", ".join(f"{one.flow_name}/{one.name}" for one in found)

@@ -147,36 +147,49 @@ class _Kept:
         delay = FIRST
         while not self.stop.is_set():
             began = time.monotonic()
-            self.process = process = await asyncio.create_subprocess_exec(
-                *self.part.command,
-                cwd=self.folder,
-                env=self.environment,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal is for us: runs end by SIGTERM
-                preexec_fn=_end_with_parent,
-            )
-            self.groups.add(process.pid)
-            relay = asyncio.create_task(self._relay(process))
-            code = await process.wait()
-            watch = asyncio.create_task(self._forget(process.pid))
-            self.watches.add(watch)
-            watch.add_done_callback(self.watches.discard)
-            with suppress(TimeoutError):  # a process that outlives it may hold the pipe
-                await asyncio.wait_for(relay, 1)
+            try:
+                code = await self._run()
+            except OSError as error:  # no memory, no processes, no file descriptors left
+                how = f"could not be started ({error.strerror})"
+            else:
+                how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+                how = f"ended by {how}"
+                if code == EXIT_CODES["refused"] and not self.stop.is_set():
+                    self.failed = Unavailable(f"The {self.part.name} cannot run, as it says above.")
+                    self.stop.set()
             if self.stop.is_set():
                 return
-            if code == EXIT_CODES["refused"]:
-                self.failed = Unavailable(f"The {self.part.name} cannot run, as it says above.")
-                self.stop.set()
-                return
             delay = FIRST if time.monotonic() - began > STEADY else delay
-            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            tell(f"nonstop  the {self.part.name} ended by {how}; it starts again in {delay:g} s")
+            tell(f"nonstop  the {self.part.name} {how}; it starts again in {delay:g} s")
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.stop.wait(), delay)
             delay = min(delay * 2, LONGEST)
+
+    async def _run(self) -> int:
+        """Its exit code, once it has ended.
+
+        Raises:
+            OSError: it could not be started.
+        """
+        self.process = process = await asyncio.create_subprocess_exec(
+            *self.part.command,
+            cwd=self.folder,
+            env=self.environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C in the terminal is for us: runs end by SIGTERM
+            preexec_fn=_end_with_parent,
+        )
+        self.groups.add(process.pid)
+        relay = asyncio.create_task(self._relay(process))
+        code = await process.wait()
+        watch = asyncio.create_task(self._forget(process.pid))
+        self.watches.add(watch)
+        watch.add_done_callback(self.watches.discard)
+        with suppress(TimeoutError):  # a process that outlives it may hold the pipe
+            await asyncio.wait_for(relay, 1)
+        return code
 
     async def _forget(self, group: int) -> None:
         """The group is forgotten as soon as it is empty: its number may be given to others then."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from prefect.settings import PREFECT_API_URL
 
-from flows.runner import served
+from flows.runner import keep_paused_schedules, served
 from tasks.bluegreen.errors import BadInput
 from tests.test_prefect_yaml import ENTRIES, ROOT, deployment, prefect_command
 
@@ -92,6 +93,37 @@ def test_what_is_taken_out_of_an_entry_is_gone(prefect: None, folder: Path) -> N
         one.apply()
     (there,) = registered([RICH])
     assert (there["schedules"], there["limit"], there["tags"]) == ([], None, [])
+
+
+def test_what_somebody_paused_stays_so_unless_the_inventory_says_otherwise(
+    prefect: None, tmp_path: Path
+) -> None:
+    file, url = tmp_path / "prefect.yaml", f"{PREFECT_API_URL.value()}/deployments"
+
+    def register(**changes: Any) -> dict[str, Any]:
+        file.write_text(yaml.safe_dump({"deployments": [RICH | changes]}))
+        (one,) = served(file)
+        asyncio.run(keep_paused_schedules(one))
+        one.apply()
+        return deployment("rollback", "rich")
+
+    def active(there: dict[str, Any]) -> list[bool]:
+        return [one["active"] for one in sorted(there["schedules"], key=lambda one: str(one))]
+
+    there = register()
+    before = active(there)
+    httpx.post(f"{url}/{there['id']}/pause_deployment", timeout=30).raise_for_status()
+    for one in there["schedules"]:
+        path = f"{url}/{there['id']}/schedules/{one['id']}"
+        httpx.patch(path, json={"active": False}, timeout=30).raise_for_status()
+    for _ in range(2):
+        there = register()
+        assert (there["paused"], active(there)) == (True, [False] * 3)
+    on = [one | {"active": True} for one in RICH["schedules"]]
+    there = register(paused=False, schedules=on)
+    assert (there["paused"], active(there)) == (False, [True] * 3)
+    assert sorted(before) == [False, True, True]
+    registered([RICH])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import expect
 
@@ -61,6 +62,11 @@ def answers(shop: Shop) -> str | None:
     """The release that answered once."""
     number: str | None = shop.get().headers.get("X-Nonstop-Release")
     return number
+
+
+def test_the_ui_asks_the_address_that_it_came_from(host: Host) -> None:
+    said = httpx.get(f"{host.url.removesuffix('/api')}/ui-settings", timeout=30).json()
+    assert said["api_url"] == "/api"
 
 
 def test_a_run_from_the_form_deploys_the_image_and_loses_no_visitor(

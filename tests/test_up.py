@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -117,6 +118,19 @@ def test_a_runner_that_dies_is_started_again_and_its_deploy_goes_on(host: Host) 
     host.hears("nonstop  the runner ended by signal SIGKILL; it starts again in 1 s", 10, already)
     host.hears(" runs deploy/", 30, already)
     assert host.ended(run) == "Completed"
+
+
+def test_a_part_that_cannot_be_started_for_a_while_is_started_later(host: Host) -> None:
+    already, runner = len(host.said()), host.child("flows.runner")
+    few = resource.prlimit(host.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(host.process.pid, resource.RLIMIT_NOFILE, (3, few[1]))  # none is left
+    try:
+        os.kill(runner, signal.SIGKILL)
+        host.hears("nonstop  the runner could not be started (Too many open files)", 30, already)
+    finally:
+        resource.prlimit(host.process.pid, resource.RLIMIT_NOFILE, few)
+    host.hears(" runs deploy/", 60, already)
+    assert host.ended(host.ask("deploy", image="hello:v2")) == "Completed"
 
 
 def test_a_server_that_dies_is_started_again_and_its_deploy_goes_on(host: Host) -> None:

@@ -192,6 +192,9 @@ def test_what_is_no_json_object_is_refused_without_repeating_it(
 ) -> None:
     signed = WAYS[sender](Pushed("team/x"), receiver.secrets[sender])
     refused(receiver.send(replace(signed, body=body)), 400, "The body is no JSON object.")
+    headers = signed.headers | {"Content-Type": "application/x-www-form-urlencoded"}
+    form = replace(signed, body=b"payload=" + body, headers=headers)
+    refused(receiver.send(form), 400, "The body is no JSON object.")
 
 
 @pytest.mark.parametrize("sender", WAYS)

@@ -89,6 +89,19 @@ def test_one_address_may_not_ask_too_often(prefect: None, tmp_path: Path) -> Non
         assert receiver.client.post("/webhooks/harbor").status_code == 401
 
 
+def test_an_address_that_goes_on_asking_too_often_gets_its_share(
+    prefect: None, tmp_path: Path
+) -> None:
+    with Receiver(tmp_path, Limits(rate=20, burst=10)) as receiver:
+        counted: Counter[int] = Counter()
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            counted[receiver.client.post("/webhooks/harbor").status_code] += 1
+    assert set(counted) == {401, 429}
+    assert counted[401] + counted[429] > 200  # a pause would give it more
+    assert 35 <= counted[401] <= 60
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_receivers_command_ends_well_and_logs_lines_of_json(
     prefect: None, number: signal.Signals

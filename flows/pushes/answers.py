@@ -98,9 +98,9 @@ def _away() -> Iterator[None]:
 
 def _payload(delivery: Delivery) -> dict[str, Any]:
     body = delivery.body
-    if delivery.header("content-type").startswith("application/x-www-form-urlencoded"):
-        body = parse_qs(body).get(b"payload", [b""])[0]  # as GitHub sends it if told so
     try:
+        if delivery.header("content-type").startswith("application/x-www-form-urlencoded"):
+            body = parse_qs(body).get(b"payload", [b""])[0]  # as GitHub sends it if told so
         payload = json.loads(body)
     except (ValueError, RecursionError):
         payload = None

@@ -149,6 +149,9 @@ class Guard:
             if not status:
                 late = "The Prefect server did not answer in time: deliver it again."
                 await _refuse(TooMuch(503, late, (b"retry-after", b"30")), watched)
+        except Exception:
+            status = status or 500  # Starlette answers so
+            raise
         finally:
             self._tell(scope, told, status, time.monotonic() - began)
 
@@ -157,7 +160,7 @@ class Guard:
         now = time.monotonic()
         left, since = self._callers.pop(caller, (float(self.limits.burst), now))
         left = min(float(self.limits.burst), left + (now - since) * self.limits.rate)
-        self._callers[caller] = max(left - 1, 0.0), now
+        self._callers[caller] = (left - 1 if left >= 1 else left), now
         if len(self._callers) > CALLERS:
             self._callers.popitem(last=False)
         if left < 1:
