@@ -32,10 +32,10 @@ def write_units(parts: Parts, directory: Path = DIRECTORY) -> tuple[Path, ...]:
     for part in parts.all():
         text = TEMPLATES.get_template(f"{part.name}.service.j2").render(
             part=part,
-            command=escape(shlex.join(part.command)),
+            command=escape(shlex.join(part.command)).replace("$", "$$"),  # only there it is special
             folder=escape(str(parts.folder)),
             file=parts.file.name,
-            settings=[f'"{name}={escape(value)}"' for name, value in settings.items()],
+            settings=[quoted(f"{name}={escape(value)}") for name, value in settings.items()],
         )
         path = directory / f"nonstop-{part.name}.service"
         try:
@@ -66,4 +66,10 @@ def next_steps(units: tuple[Path, ...]) -> str:
 
 def escape(text: str) -> str:
     """As systemd reads it back."""
-    return text.replace("%", "%%").replace("$", "$$")
+    return text.replace("%", "%%")
+
+
+def quoted(text: str) -> str:
+    """One word, whatever is in it."""
+    text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'

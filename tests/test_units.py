@@ -35,7 +35,9 @@ def test_the_units_are_such_as_systemd_accepts(tmp_path: Path) -> None:
         apt_install("systemd")
     folder = tmp_path / "100 % of $HOME"
     folder.mkdir()
-    said = systemd(folder, "--directory", str(tmp_path), "--notify", "slack-webhook/team")
+    home = folder / 'a "home"'
+    options = ("--directory", str(tmp_path), "--notify", "slack-webhook/team")
+    said = systemd(folder, *options, PREFECT_HOME=str(home))
     units = sorted(tmp_path.glob("*.service"))
     names = {f"nonstop-{part}" for part in ("server", "runner", "webhook")}
     assert {unit.stem for unit in units} == names
@@ -52,6 +54,8 @@ def test_the_units_are_such_as_systemd_accepts(tmp_path: Path) -> None:
     runner = (tmp_path / "nonstop-runner.service").read_text()
     assert "KillMode=process" in runner
     assert "--notify slack-webhook/team" in runner
+    assert f"WorkingDirectory={tmp_path}/100 %% of $HOME\n" in runner
+    assert f'Environment="PREFECT_HOME={tmp_path}/100 %% of $HOME/a \\"home\\""\n' in runner
 
 
 def test_no_server_unit_where_prefect_api_url_names_one(tmp_path: Path) -> None:

@@ -27,10 +27,6 @@ class Name(Frozen):
     registry: str
     path: str
 
-    def __str__(self) -> str:
-        """As in an image reference."""
-        return f"{self.registry or '*'}/{self.path}"
-
 
 class Push(Frozen):
     """One image, pushed under one tag or more."""
