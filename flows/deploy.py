@@ -125,9 +125,16 @@ def replace(plan: Plan, seen: Observed, approve_within: float) -> Report:
     With `approve_within` only after somebody said yes, within so many seconds.
     """
     note(plan=plan)
-    get_run_logger().info(
-        "%s: release %d replaces %s", plan.app.name, plan.green, plan.blue or "nothing"
-    )
+    log = get_run_logger()
+    log.info("%s: release %d replaces %s", plan.app.name, plan.green, plan.blue or "nothing")
+    for one in seen.elsewhere:
+        log.warning(
+            "release %d runs behind the proxy %s and is left alone; once no visitor comes that "
+            "way: docker rm -f %s",
+            one.number,
+            one.settings.proxy.container,
+            " ".join(replica.name for replica in one.replicas),
+        )
     with Interrupts() as interrupts:
         with WayBack(plan, interrupts) as way:
             replicas = start_green(plan)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 
 from prefect.runtime import flow_run
@@ -46,5 +47,29 @@ def locked(
         with suppress(Unavailable):  # asked again at the end
             give_way()
 
-    with Engine() as engine, Lock(engine, Nginx(engine, proxy), app, holder, wait, waiting):
+    with ExitStack() as stack:
+        deadline = time.monotonic() + wait
+        for one in _proxies(app, proxy):
+            engine = stack.enter_context(Engine())
+            left = max(deadline - time.monotonic(), 0)
+            stack.enter_context(Lock(engine, Nginx(engine, one), app, holder, left, waiting))
         yield holder
+
+
+def _proxies(app: str, proxy: Proxy) -> list[Proxy]:
+    """This one, and those that releases of the app are behind: who runs it there is kept out, too.
+
+    In one order for every run, so that no two wait for each other.
+    """
+    with Engine() as engine:
+        found = {
+            release.settings.proxy.container: release.settings.proxy
+            for release in engine.releases(app)
+        }
+        running = {name: one for name, one in found.items() if _runs(engine, name)}
+    return [one for _, one in sorted((running | {proxy.container: proxy}).items())]
+
+
+def _runs(engine: Engine, container: str) -> bool:
+    seen = engine.inspect(container)
+    return seen is not None and seen["State"]["Status"] == "running"

@@ -12,7 +12,7 @@ from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.nginx import Nginx
 from tests.lab.command import Command, deploying
 from tests.lab.nginx import OwnNginx
-from tests.lab.shop import Shop
+from tests.lab.shop import Shop, free_port
 
 
 def test_a_second_run_says_who_holds_the_lock_and_touches_nothing(command: Command) -> None:
@@ -28,6 +28,27 @@ def test_a_second_run_says_who_holds_the_lock_and_touches_nothing(command: Comma
         first.send_signal(signal.SIGINT)
         first.wait(60)
     assert shop.live() == 1
+
+
+def test_a_run_with_another_proxy_is_kept_out_as_well(command: Command) -> None:
+    shop = command.shop
+    shop.deploy("one")
+    other = {"container": f"{shop.proxy}-2", "publish": [f"127.0.0.1:{free_port()}:80"]}
+    try:
+        with deploying(command) as first:
+            before = shop.containers(), shop.sites()
+            command.describe(proxy=other)
+            _, err = command.run("deploy", shop.name, code=2)
+            assert f"process {first.pid}, since 20" in " ".join(err.split())
+            assert (shop.containers(), shop.sites()) == before
+            first.send_signal(signal.SIGINT)
+            first.wait(60)
+        _, err = command.run("deploy", shop.name)  # and then it may move there
+        assert f"behind the proxy {shop.proxy} and is left alone" in " ".join(err.split())
+        assert shop.containers() == dict.fromkeys(("1-1", "1-2", "2-1", "2-2"), "running")
+    finally:
+        shop.api.remove_container(other["container"], force=True)
+        shop.api.remove_volume(f"{other['container']}-sites", force=True)
 
 
 def test_a_second_run_that_waits_comes_after_the_first(command: Command) -> None:

@@ -140,6 +140,11 @@ class Observed(Frozen):
         """The releases behind this proxy; others may serve behind another, and are left alone."""
         return tuple(r for r in self.releases if self.proxy in ("", r.settings.proxy.container))
 
+    @property
+    def elsewhere(self) -> tuple[Release, ...]:
+        """The releases that run behind another proxy."""
+        return tuple(r for r in self.releases if r.running and r not in self.behind)
+
     def release(self, number: int) -> Release | None:
         """The release with that number, if any container of it exists."""
         return next((release for release in self.releases if release.number == number), None)
