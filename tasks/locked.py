@@ -62,12 +62,8 @@ def _proxies(app: str, proxy: Proxy) -> list[Proxy]:
     In one order for every run, so that no two wait for each other.
     """
     with Engine() as engine:
-        found = {
-            release.settings.proxy.container: release.settings.proxy
-            for release in engine.releases(app)
-        }
-        running = {name: one for name, one in found.items() if _runs(engine, name)}
-    return [one for _, one in sorted((running | {proxy.container: proxy}).items())]
+        found = {one.container: one for one in engine.proxies(app) if _runs(engine, one.container)}
+    return [one for _, one in sorted((found | {proxy.container: proxy}).items())]
 
 
 def _runs(engine: Engine, container: str) -> bool:

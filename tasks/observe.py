@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from tasks.bluegreen.app import Proxy
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.errors import NothingKept
@@ -44,7 +46,11 @@ def observe(app: str, proxy: Proxy | None = None) -> Observed:
                 dynamic=dynamic,
             )
         nginx = Nginx(engine, proxy)
-        look = nginx.look(app)
+        with ThreadPoolExecutor(1) as pool:
+            looking = pool.submit(nginx.look, app)  # the engine needs 50 ms for it
+            leaving = tuple(sorted(nginx.leaving()))
+            taken, strangers = engine.addresses(proxy.network), engine.strangers(app)
+            look = looking.result()
         return Observed(
             app=app,
             proxy=proxy.container,
@@ -53,9 +59,9 @@ def observe(app: str, proxy: Proxy | None = None) -> Observed:
             site=look.site,
             before=look.before,
             nginx=look.version,
-            leaving=tuple(sorted(nginx.leaving())),
-            taken=engine.addresses(proxy.network),
-            strangers=engine.strangers(app),
+            leaving=leaving,
+            taken=taken,
+            strangers=strangers,
             proxy_since=nginx.seen["Created"],
             subnet=subnet,
             dynamic=dynamic,

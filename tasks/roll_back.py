@@ -45,9 +45,14 @@ def roll_back(plan: Plan, why: str) -> str:
     say(f"rolling back: {why}")
     app = plan.app
     began = time.monotonic()
+    earlier: set[int] | None = None
     while True:
         try:
-            _go_back(plan)
+            with Engine() as engine:
+                nginx = Nginx(engine, app.proxy)
+                if earlier is None:  # they serve blue or what was before it, but never green
+                    earlier = nginx.leaving()
+                _go_back(engine, nginx, plan, earlier)
         except NonstopError as error:
             passing = isinstance(error, EngineHiccup | Unavailable)
             if passing and time.monotonic() - began < PATIENCE:
@@ -65,25 +70,22 @@ def roll_back(plan: Plan, why: str) -> str:
         return f"Release {plan.blue} serves, as before."
 
 
-def _go_back(plan: Plan) -> None:
+def _go_back(engine: Engine, nginx: Nginx, plan: Plan, earlier: set[int]) -> None:
     app = plan.app
-    with Engine() as engine:
-        nginx = Nginx(engine, app.proxy)
-        releases = {r.number: r for r in engine.releases(app.name)}
-        green, blue = releases.get(plan.green), releases.get(plan.blue or 0)
-        earlier = nginx.leaving()  # they serve blue or what was before it, but never green
-        ours = [r for r in green.replicas if r.run == plan.run] if green else []
-        _ensure_nobody_else_s(nginx, plan, theirs=green is not None and not ours)
-        _ensure_blue(engine, nginx, plan, blue)
-        if green is None or not ours:  # gone, or of a run that took over
-            return
-        drain(nginx, green.servers, min(app.drain.limit, GREEN_DRAIN), earlier, say)
-        _never_the_live_one(nginx, plan)
-        for replica in ours:
-            engine.remove(replica.id)
-        if app.pull_policy != "never":  # what a registry has does not pile up here
-            with suppress(EngineHiccup):
-                remove_image(engine, green.pinned)
+    releases = {r.number: r for r in engine.releases(app.name)}
+    green, blue = releases.get(plan.green), releases.get(plan.blue or 0)
+    ours = [r for r in green.replicas if r.run == plan.run] if green else []
+    _ensure_nobody_else_s(nginx, plan, theirs=green is not None and not ours)
+    _ensure_blue(engine, nginx, plan, blue)
+    if green is None or not ours:  # gone, or of a run that took over
+        return
+    drain(nginx, green.servers, min(app.drain.limit, GREEN_DRAIN), earlier, say)
+    _never_the_live_one(nginx, plan)
+    for replica in ours:
+        engine.remove(replica.id)
+    if app.pull_policy != "never":  # what a registry has does not pile up here
+        with suppress(EngineHiccup):
+            remove_image(engine, green.pinned)
 
 
 def _ensure_nobody_else_s(nginx: Nginx, plan: Plan, *, theirs: bool) -> None:

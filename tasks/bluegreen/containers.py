@@ -16,7 +16,7 @@ from docker.errors import APIError, DockerException, NotFound
 from docker.types import EndpointConfig
 from docker.utils import kwargs_from_env
 
-from tasks.bluegreen.app import App
+from tasks.bluegreen.app import App, Proxy
 from tasks.bluegreen.commands import Output, Session
 from tasks.bluegreen.compose import container_config, restart_policy
 from tasks.bluegreen.environment import masked
@@ -28,7 +28,7 @@ from tasks.bluegreen.errors import (
     ReplicaCrashed,
     Unavailable,
 )
-from tasks.bluegreen.labels import labels_of, read_release, read_replica
+from tasks.bluegreen.labels import labels_of, read_release, read_replica, read_settings
 from tasks.bluegreen.model import Plan, Release, Replica
 
 CALL = 60.0  # seconds that one call to the engine may take; DOCKER_CLIENT_TIMEOUT changes it
@@ -142,6 +142,14 @@ class Engine:
         with engine_words("list containers"):
             listed = self.api.containers(all=True, filters={"label": "nonstop.app"})
         return tuple(sorted({entry["Labels"]["nonstop.app"] for entry in listed}))
+
+    def proxies(self, app: str) -> tuple[Proxy, ...]:
+        """The proxies that releases of `app` are behind."""
+        with engine_words("list containers"):
+            listed = self.api.containers(all=True, filters={"label": f"nonstop.app={app}"})
+        found = {entry["Names"][0]: entry["Labels"] for entry in listed}
+        settings = {labels["nonstop.release"]: (name, labels) for name, labels in found.items()}
+        return tuple(read_settings(*one).proxy for one in settings.values())
 
     def strangers(self, app: str) -> tuple[str, ...]:
         """Names like those of `app`'s replicas, of containers that are not."""

@@ -49,6 +49,21 @@ def read_replica(seen: dict[str, Any]) -> Replica:
     )
 
 
+def read_settings(name: str, labels: dict[str, str]) -> App:
+    """The App that the container of that name was deployed with.
+
+    Raises:
+        Unavailable: the labels are not of this version.
+    """
+    try:
+        return App.model_validate(json.loads(labels["nonstop.settings"]))
+    except (KeyError, ValidationError, json.JSONDecodeError) as error:
+        raise Unavailable(
+            f"Container {name.lstrip('/')} carries our labels but no settings that this version "
+            "understands: remove it by hand if it does not serve."
+        ) from error
+
+
 def read_release(number: int, replicas: list[tuple[Replica, dict[str, str]]]) -> Release:
     """A release, from its replicas and their labels.
 
@@ -56,13 +71,7 @@ def read_release(number: int, replicas: list[tuple[Replica, dict[str, str]]]) ->
         Unavailable: the labels are not of this version.
     """
     labels = replicas[0][1]
-    try:
-        settings = App.model_validate(json.loads(labels["nonstop.settings"]))
-    except (KeyError, ValidationError, json.JSONDecodeError) as error:
-        raise Unavailable(
-            f"Container {replicas[0][0].name} carries our labels but no settings that this version "
-            "understands: remove it by hand if it does not serve."
-        ) from error
+    settings = read_settings(replicas[0][0].name, labels)
     return Release(
         number=number,
         origin=int(labels.get("nonstop.origin", number)),

@@ -19,6 +19,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from flows.deploy import deploy
 from tasks.bluegreen.model import Report
 from tasks.bluegreen.plan import plan_deploy
 from tasks.observe import observe
@@ -42,6 +43,7 @@ class Floor:
     def __init__(self, shop: Shop, replicas: int) -> None:
         self.shop, self.replicas = shop, replicas
         self.made: list[str] = []
+        self.client = httpx.Client(timeout=5, trust_env=False)
 
     def prepare(self) -> None:
         """What a plan knows: free addresses, and the site that serves now."""
@@ -54,7 +56,7 @@ class Floor:
         """Create and start side by side, ask until healthy, write, reload, wait for the workers."""
         with ThreadPoolExecutor(self.replicas) as pool:
             self.made = list(pool.map(self.start, range(self.replicas)))
-            list(pool.map(self.healthy, self.addresses))
+            list(pool.map(self.ask_until_healthy, self.addresses))
         before = self.workers()
         self.shop.exec("cat /etc/nginx/nonstop/sites/*.conf > /tmp/site")
         self.shop.api.kill(self.shop.proxy, "HUP")
@@ -74,12 +76,11 @@ class Floor:
         api.start(made)
         return made
 
-    @staticmethod
-    def healthy(address: str) -> None:
+    def ask_until_healthy(self, address: str) -> None:
         """It answers as a healthy one."""
         while True:
             try:
-                if httpx.get(f"http://{address}:3000/health", timeout=5).is_success:
+                if self.client.get(f"http://{address}:3000/health").is_success:
                     return
             except httpx.TransportError:
                 time.sleep(0.02)
@@ -91,6 +92,7 @@ class Floor:
 
     def clean(self) -> None:
         """The floor's containers are gone."""
+        self.client.close()
         for made in self.made:
             self.shop.api.remove_container(made, force=True)
 
@@ -105,7 +107,8 @@ def bench(shop: Shop, replicas: int, runs: int) -> dict[str, Any]:
         floor.prepare()
         floors.append(timed(floor.run)[0])
         floor.clean()
-        wall, report = timed(lambda: shop.deploy(**changes))
+        wall, report = timed(lambda: deploy(app=shop.app(**changes), force=True))
+        assert report.release == shop.live()
         walls.append(wall)
         reports.append(report)
     return {
