@@ -21,6 +21,7 @@ if sys.argv[1:2] != ["up"]:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "2")
     os.environ.setdefault("PREFECT_API_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # 90 s of silence are a death
 if not os.environ.get("PREFECT_API_URL"):  # an empty one would be taken for an address
     os.environ.pop("PREFECT_API_URL", None)
 

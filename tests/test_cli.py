@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from flows.automations import SILENCE
 from tests.lab.command import Command, deploying
 from tests.lab.shop import free_port
 
@@ -164,9 +165,23 @@ def test_every_command_of_the_readme_is_one_that_is_tried() -> None:
         "nonstop up( --systemd)?",  # test_up.py, test_units.py
         "prefect work-pool create nonstop --type process",
         "prefect worker start --pool nonstop",
+        "export PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30",  # what the command sets, below
         r"export PREFECT_API_URL=http://127\.0\.0\.1:4200/api",
         r"python -m flows\.webhook --host 127\.0\.0\.1 --port 4280",  # test_webhook_limits.py
         "(body|signature)=.*|curl .*/webhooks/generic",  # test_webhook.py
         "prefect event emit image.pushed .*",  # test_webhook_events.py
     )
     assert [line for line in lines if not re.fullmatch("|".join(tried), line)] == []
+
+
+def test_a_run_s_heart_beats_more_often_than_silence_is_a_death() -> None:
+    ask = "import flows.cli; from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY as f"
+    out = subprocess.run(
+        [sys.executable, "-c", f"{ask}; print(f.value())"],
+        env={name: os.environ[name] for name in os.environ if "HEARTBEAT" not in name},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    assert float(out) <= SILENCE / 3

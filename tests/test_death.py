@@ -145,7 +145,9 @@ def under_a_runner(deaths: Deaths, served: Served, way: str, step: str, when: st
         app = shop.described(environment={"RELEASE": name}, verify={"bake_time": 1})
         run = served.start("deploy", app=app)
         ended = until(run, "Cancelled" if way == "cancel" else "Crashed")
+        deadline = time.monotonic() + 60
         while plan_recovery(observe.fn(shop.name)).needed:
+            assert time.monotonic() < deadline, "nobody recovered it"
             time.sleep(0.2)
         seconds = time.time() - place.stat().st_mtime
     place.unlink()
