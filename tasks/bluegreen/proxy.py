@@ -41,9 +41,8 @@ def ensure_proxy(engine: Engine, app: App) -> Nginx:
     proxy = app.proxy
     if to_create(engine, proxy):
         ensure_network(engine, proxy)
-        _ensure_no_stillborn(engine, proxy)
-    if to_create(engine, proxy):
-        _create(engine, app)
+        if not _started_by_another_run(engine, proxy, named=False):
+            _create(engine, app)
     nginx = Nginx(engine, proxy)
     if nginx.seen["HostConfig"]["NetworkMode"] == "host":
         ensure_network(engine, proxy)
@@ -60,7 +59,7 @@ def to_create(engine: Engine, proxy: Proxy) -> bool:
     if proxy.image is None:
         return False
     seen = engine.inspect(proxy.container)
-    return seen is None or _unborn(seen)
+    return seen is None or _never_started(seen)
 
 
 def ranges(engine: Engine, proxy: Proxy) -> tuple[str, str]:
@@ -87,8 +86,8 @@ def ranges(engine: Engine, proxy: Proxy) -> tuple[str, str]:
 def ensure_network(engine: Engine, proxy: Proxy) -> None:
     """The network exists; a new one gets a subnet that is free.
 
-    The engine lets two networks have one name, but not one subnet: who comes second by a moment
-    finds the subnet taken, and soon the network there.
+    The engine may let two networks have one name, but not one subnet: who comes second by a moment
+    finds name or subnet taken, and soon the network there.
     """
     if _exists(engine, proxy.network):
         return
@@ -105,7 +104,7 @@ def ensure_network(engine: Engine, proxy: Proxy) -> None:
                 )
                 return
         except EngineHiccup as error:
-            if "overlap" not in str(error).lower():
+            if not any(said in str(error).lower() for said in ("overlap", "already exists")):
                 raise
             if _exists(engine, proxy.network, within=MOMENT):
                 return
@@ -127,26 +126,34 @@ def _exists(engine: Engine, network: str, within: float = 0.0) -> bool:
         time.sleep(0.1)
 
 
-def _unborn(seen: dict[str, Any]) -> bool:
+def _never_started(seen: dict[str, Any]) -> bool:
     """A proxy of ours that was created and not started: its maker is at it, or died."""
     ours = "nonstop.proxy" in (seen["Config"]["Labels"] or {})
     return bool(ours and seen["State"]["Status"] == "created")
 
 
-def _ensure_no_stillborn(engine: Engine, proxy: Proxy) -> None:
-    """A run of another app that is creating the proxy comes to its end; what a dead one left goes.
+def _started_by_another_run(engine: Engine, proxy: Proxy, *, named: bool) -> bool:
+    """Whether another run that is creating the proxy starts it; what a dead one left is removed.
+
+    Args:
+        engine: where.
+        proxy: which.
+        named: whether its name is taken, which it is a moment before it can be seen.
 
     Raises:
-        Unavailable: the other's proxy does not start.
+        Unavailable: the other's proxy does not answer.
     """
     deadline = time.monotonic() + STARTUP
-    while (seen := engine.inspect(proxy.container)) is not None and _unborn(seen):
+    while (seen := engine.inspect(proxy.container)) is None or _never_started(seen):
+        if seen is None and not named:
+            return False
         if time.monotonic() > deadline:
-            engine.remove(seen["Id"])
-            return
+            if seen is not None:
+                engine.remove(seen["Id"])
+            return False
         time.sleep(0.1)
-    if seen is not None:
-        _answers(engine, proxy)
+    _answers(engine, proxy)
+    return True
 
 
 def _create(engine: Engine, app: App) -> None:
@@ -180,8 +187,7 @@ def _create(engine: Engine, app: App) -> None:
             "proxy.image."
         ) from error
     except APIError as error:
-        if error.status_code == 409:  # another run was quicker
-            _ensure_no_stillborn(engine, proxy)
+        if error.status_code == 409 and _started_by_another_run(engine, proxy, named=True):
             return
         raise Unavailable(
             f"The proxy {proxy.container} cannot be created from {proxy.image}: {words(error)}."
