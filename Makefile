@@ -28,6 +28,7 @@ bench: $(INSTALLED)
 	@$(BIN)/python -m tests.lab up
 	@$(BIN)/python -m tests.lab.bench
 	@$(BIN)/python -m tests.lab.latency
+	@$(BIN)/python -m tests.lab.webhook_bench
 
 # Containers, networks, volumes and images of the lab, the engine that it started, and .venv.
 clean: $(INSTALLED)
