@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +11,7 @@ from tasks.bluegreen.environment import render_text
 from tasks.bluegreen.errors import ReplicaCrashed, Unhealthy
 from tasks.bluegreen.model import Plan, Replica
 from tasks.bluegreen.nginx import Nginx
-from tasks.bluegreen.probe import Answer, Probe, nearest
+from tasks.bluegreen.probe import Answer, Probe, nearest, unlike
 from tasks.step import say, step
 
 TELL = 5.0  # seconds between two lines of progress
@@ -105,10 +104,8 @@ def ensure_alive(engine: Engine, plan: Plan, replica: Replica) -> Replica:
 
 def _wrong(plan: Plan, replica: Replica, answer: Answer) -> str:
     health = plan.app.health
-    if answer.status not in health.status:
-        return f"{health.path} answers {answer}"
-    if health.body and not re.search(health.body, answer.text):
-        return f"the body of {health.path} does not match {health.body!r}"
+    if why := unlike(health, answer):
+        return why
     for name, template in health.headers.items():
         wanted = render_text(plan.app, "health.headers", template, plan.origin, replica.index)
         if answer.headers.get(name.lower()) != wanted:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from tasks.bluegreen.app import App
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.environment import environment, render_text
-from tasks.bluegreen.errors import BadInput, SiteRejected
+from tasks.bluegreen.errors import BadInput, SiteRejected, Unavailable
 from tasks.bluegreen.images import ensure_room, pin
 from tasks.bluegreen.nginx import Look, Nginx
-from tasks.bluegreen.proxy import ensure_proxy, to_create
+from tasks.bluegreen.probe import FromProxy, nearest
+from tasks.bluegreen.proxy import provided, to_create
 from tasks.bluegreen.site import render_site
 from tasks.secret import secret
 from tasks.step import say, step
@@ -19,11 +20,12 @@ NOWHERE = tuple(f"192.0.2.{last}" for last in range(1, 65))  # addresses for doc
 ANY = (1, 30, 0)  # a version of nginx, before the real one is known
 
 
-@step("preflight", timeout=180, retries=1)
+@step("preflight", timeout=1200, retries=2)
 def preflight(app: App, *, rollback: bool = False) -> None:
     """The App can be deployed here: its files, secrets and networks exist, nginx takes its site.
 
-    A proxy that has to be created is created as the last thing.
+    The proxy, where it is for nonstop to create, is created here; it and its network go again when
+    it turns out that it does not take the site. For a first deploy the image is pulled before.
 
     Args:
         app: what is going to be deployed.
@@ -32,18 +34,31 @@ def preflight(app: App, *, rollback: bool = False) -> None:
     Raises:
         Refused: with what is wrong, where, and what to do.
     """
+    proxy = app.proxy
     with Engine() as engine:
         ensure_described_well(engine, app, None if rollback else secret)
-        if app.pull_policy == "never" and not rollback:
-            pin(engine, app, say)
-        proxy = app.proxy
         there = not to_create(engine, proxy)
+        if not rollback and (app.pull_policy == "never" or not there):
+            pin(engine, app, say)
+        pulls = app.pull_policy != "never" and not rollback
         if there:  # before it is joined to a network: it may be no nginx at all
-            look = ensure_site_loads(Nginx(engine, proxy), app)
-        nginx = ensure_proxy(engine, app)
-        if not there:
-            look = ensure_site_loads(nginx, app)
-        ensure_room(engine, app, look.free, pulls=app.pull_policy != "never" and not rollback)
+            look = ensure_fits(engine, Nginx(engine, proxy), app, pulls=pulls)
+        with provided(engine, app) as nginx:
+            if not there:
+                look = ensure_fits(engine, nginx, app, pulls=pulls)
+            if not look.curl and isinstance(nearest(engine, nginx), FromProxy):
+                raise Unavailable(
+                    f"The replicas cannot be reached from here, and the proxy {proxy.container} "
+                    "has no curl with which they could be asked from there: use an image with "
+                    "curl, or deploy from the engine's own host."
+                )
+
+
+def ensure_fits(engine: Engine, nginx: Nginx, app: App, *, pulls: bool) -> Look:
+    """The proxy takes the App's site, and the disk its containers; nothing was touched."""
+    look = ensure_site_loads(nginx, app)
+    ensure_room(engine, app, look.free, pulls=pulls)
+    return look
 
 
 def ensure_described_well(engine: Engine, app: App, secret: Callable[[str], str] | None) -> None:

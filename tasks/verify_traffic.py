@@ -10,7 +10,7 @@ from tasks.bluegreen.errors import BadTraffic
 from tasks.bluegreen.gates import Verify
 from tasks.bluegreen.model import Plan, Replica, Verified
 from tasks.bluegreen.nginx import Nginx
-from tasks.bluegreen.probe import Answer, FrontDoor
+from tasks.bluegreen.probe import Answer, FrontDoor, unlike
 from tasks.bluegreen.visits import Attempts, Visits
 from tasks.health_check import ensure_alive
 from tasks.step import say, step
@@ -41,17 +41,16 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
         since = max(datetime.fromisoformat(replica.started).timestamp() for replica in replicas)
         with Visits(follower, nginx, app.name, green, blue, since) as visits:
             began = looked = told = time.monotonic()
-            requests = failed = in_a_row = 0
+            ours, in_a_row = Attempts(0, 0), 0
             while True:
                 answer = door.get(verify.path, verify.timeout)
                 why = _wrong(plan, answer)
-                requests += 1
-                failed += bool(why)
+                ours += Attempts(1, bool(why))
                 in_a_row = in_a_row + 1 if why else 0
-                if in_a_row >= verify.failures:
+                if why and (in_a_row >= verify.failures or is_worse(verify, ours, visits.blue)):
                     raise BadTraffic(
-                        f"Release {plan.green} of {app.name} failed {in_a_row} requests in a row "
-                        f"through {door.base}: {why}.",
+                        f"Release {plan.green} of {app.name} failed {ours.failed} of {ours.total} "
+                        f"requests of ours through {door.base}: {why}.",
                         "\n".join(engine.last_words(replica, app) for replica in replicas[:2]),
                     )
                 now = time.monotonic()
@@ -66,8 +65,7 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
                     told = now
                     say(
                         f"watched release {plan.green} for {now - began:.0f} of "
-                        f"{verify.bake_time:g} s: {requests} requests of ours, {failed} failed; "
-                        f"{visits.green.total} of visitors, {visits.green.failed} failed"
+                        f"{verify.bake_time:g} s: {told_of(ours, visits.green)}"
                     )
                 time.sleep(verify.interval)
             if verify.bake_time:
@@ -79,13 +77,12 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
     if deaf:
         say(f"visitors were not watched to the end: {deaf}")
     say(
-        f"release {plan.green} is good: {requests} requests of ours, {failed} failed; "
-        f"{visitors.total} of visitors, {visitors.failed} failed (blue before: "
+        f"release {plan.green} is good: {told_of(ours, visitors)} (blue before: "
         f"{visits.blue.failed} of {visits.blue.total})"
     )
     return Verified(
-        requests=requests,
-        failed=failed,
+        requests=ours.total,
+        failed=ours.failed,
         visitors=visitors.total,
         visitors_failed=visitors.failed,
     )
@@ -95,9 +92,9 @@ def judge(verify: Verify, plan: Plan, green: Attempts, blue: Attempts) -> None:
     """Visitors fare no worse with green than they did with blue.
 
     Raises:
-        BadTraffic: green failed more than `failures` requests and more than its share.
+        BadTraffic: green fails more of them.
     """
-    if green.failed >= verify.failures and green.share > blue.share + verify.tolerance:
+    if is_worse(verify, green, blue):
         raise BadTraffic(
             f"Release {plan.green} of {plan.app.name} fails its visitors: {green.failed} of "
             f"{green.total} requests ({green.share:.1%}; blue {blue.share:.1%}, tolerance "
@@ -105,9 +102,22 @@ def judge(verify: Verify, plan: Plan, green: Attempts, blue: Attempts) -> None:
         )
 
 
+def is_worse(verify: Verify, green: Attempts, blue: Attempts) -> bool:
+    """Whether green failed `failures` requests, and a share beyond blue's and the tolerance."""
+    return green.failed >= verify.failures and green.share > blue.share + verify.tolerance
+
+
+def told_of(ours: Attempts, visitors: Attempts) -> str:
+    """How green did, in words."""
+    return (
+        f"{ours.total} requests of ours, {ours.failed} failed; {visitors.total} of visitors, "
+        f"{visitors.failed} failed"
+    )
+
+
 def _wrong(plan: Plan, answer: Answer) -> str:
-    if answer.status not in plan.app.verify.status:
-        return f"{plan.app.verify.path} answers {answer}"
+    if why := unlike(plan.app.verify, answer):
+        return why
     if answer.release != str(plan.green):
         return f"answered by release {answer.release or 'unknown'}"
     return ""

@@ -15,9 +15,16 @@ import yaml
 from flows.deploy import deploy, rollback
 from flows.inventory import load
 from tasks.bluegreen.app import parse
-from tasks.bluegreen.errors import BadInput, ImageUnavailable, NothingKept, Refused, Unavailable
+from tasks.bluegreen.errors import (
+    BadInput,
+    ImageUnavailable,
+    NothingKept,
+    Refused,
+    RegistryAway,
+    Unavailable,
+)
 from tests.lab.images import PROXY
-from tests.lab.shop import Shop
+from tests.lab.shop import Shop, free_port
 
 PROOF = "{% include 'proof.conf.j2' %}"
 TEMPLATES = {
@@ -89,7 +96,8 @@ def touched(shop: Shop) -> dict[str, Any]:
     proxy = shop.api.containers(filters={"name": f"^/{shop.proxy}$"})
     return {
         "containers": {
-            entry["Id"]: (
+            entry["Names"][0]: (
+                entry["Id"],
                 entry["State"],
                 entry["Created"],
                 sorted(entry["NetworkSettings"]["Networks"]),
@@ -100,7 +108,7 @@ def touched(shop: Shop) -> dict[str, Any]:
             volume["Name"]
             for volume in shop.api.volumes(filters={"name": shop.name})["Volumes"] or []
         ),
-        "networks": [network["Name"] for network in shop.api.networks(names=[f"{shop.name}-x"])],
+        "networks": [n["Name"] for n in shop.api.networks() if n["Name"].startswith(shop.name)],
         "sites": shop.sites() if proxy else "",
         "live": shop.live() if proxy else None,
     }
@@ -213,19 +221,32 @@ def test_a_container_whose_process_is_not_nginx_is_no_proxy_and_is_left_alone(
         shop.deploy("two", proxy={"container": stranger, "network": f"{shop.name}-x"})
 
 
+def alone(shop: Shop) -> dict[str, Any]:
+    """A network that nobody else needs, so that it has to be made."""
+    return {"network": f"{shop.name}-x"}
+
+
 def test_a_port_that_is_taken_leaves_nothing_behind_and_does_not_block(shop: Shop) -> None:
     with (
         socket.create_server(("127.0.0.1", shop.port)),
         refused(shop, Unavailable, f"a port of 127.0.0.1:{shop.port}:80 is taken"),
     ):
-        deploy(app=shop.app("one"))
+        deploy(app=shop.app("one", proxy=alone(shop)))
     shop.deploy("one")
     assert shop.releases() == {"one"}
 
 
-def test_an_image_that_is_not_here_is_refused_before_a_proxy_is_made(shop: Shop) -> None:
+def test_a_first_deploy_that_is_refused_leaves_no_proxy_behind(shop: Shop, tmp_path: Path) -> None:
     with refused(shop, ImageUnavailable, "image hello:nope is not on this host"):
-        deploy(app=shop.app("one", image="hello:nope"))
+        deploy(app=shop.app("one", image="hello:nope", proxy=alone(shop)))
+    nobody = f"127.0.0.1:{free_port()}/hello:v1"
+    with refused(shop, RegistryAway, f"image {nobody} could not be pulled"):
+        deploy(app=shop.app("one", image=nobody, pull_policy="always", proxy=alone(shop)))
+    template = tmp_path / "own.conf.j2"
+    template.write_text(TEMPLATES["rejected"][0])
+    with refused(shop, BadInput, TEMPLATES["rejected"][1]):
+        deploy(app=shop.app("one", proxy=alone(shop) | {"template": str(template)}))
+    assert not any(touched(shop).values())
 
 
 def test_a_rollback_to_what_is_not_there_is_refused(shop: Shop) -> None:

@@ -21,6 +21,18 @@ from tasks.bluegreen.errors import (
 )
 from tests.lab.shop import Shop
 
+DRIPS = """
+import socket, time
+listening = socket.create_server(("", 3000))
+while True:
+    asked = listening.accept()[0]
+    asked.send(b"HTTP/1.1 200 OK\\r\\nX: ")
+    try:
+        while not time.sleep(0.1):
+            asked.send(b"x")
+    except OSError:
+        pass
+"""
 BEFORE = [  # green is bad before it receives visitors, who then lose nothing at all
     (
         {"restart": "no", "environment": {"CRASH": "start", "PRINT": "no route"}},
@@ -31,6 +43,11 @@ BEFORE = [  # green is bad before it receives visitors, who then lose nothing at
     ({"environment": {"HEALTH_STATUS": "302"}}, Unhealthy, "/health answers status 302"),
     ({"health": {"headers": {"X-Release": "three"}}}, Unhealthy, "answered by somebody else"),
     ({"health": {"body": "^fine$"}}, Unhealthy, "does not match '\\^fine\\$'"),
+    (
+        {"command": ["python3", "-c", DRIPS], "health": {"timeout": 0.5}},
+        Unhealthy,
+        "no answer in 0.5 s",
+    ),
     ({"port": 3001}, Unhealthy, "refused"),
     ({"command": ["/no/such/program"]}, ReplicaCrashed, "could not start"),
     ({"environment": {"START_SECONDS": "60"}}, Unhealthy, "did not become healthy in 2 s"),
@@ -86,6 +103,28 @@ def test_a_green_that_answers_too_slowly_goes_back_by_itself(shop: Shop) -> None
             "two",
             environment={"LATENCY_SECONDS": "2"},
             verify={"bake_time": 30, "timeout": 0.5},
+        )
+    assert shop.releases() == {"one"}
+
+
+def test_a_green_with_one_bad_replica_is_noticed_without_a_visitor(shop: Shop) -> None:
+    shop.deploy("one")
+    with pytest.raises(BadTraffic, match=r"requests of ours .*/: no answer in"):
+        shop.deploy(
+            "two",
+            environment={"LATENCY_SECONDS": "{{ 2 * (replica - 1) }}"},
+            verify={"bake_time": 30, "interval": "50ms", "timeout": "300ms"},
+        )
+    assert shop.releases() == {"one"}
+
+
+def test_a_green_whose_answers_say_something_else_goes_back_by_itself(shop: Shop) -> None:
+    shop.deploy("one", verify={"body": "^Hi there"})
+    with pytest.raises(BadTraffic, match=r"body of / does not match '.Hi there,.* app'"):
+        shop.deploy(
+            "two",
+            environment={"MESSAGE": "nobody"},
+            verify={"body": "^Hi there,.* app", "bake_time": 20},
         )
     assert shop.releases() == {"one"}
 

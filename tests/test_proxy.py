@@ -13,7 +13,8 @@ from tasks.bluegreen.app import App, parse
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.errors import BadInput, CutoverUnproven, Failed, Unavailable
 from tasks.bluegreen.nginx import Nginx
-from tasks.bluegreen.proxy import ensure_proxy
+from tasks.bluegreen.proxy import provided
+from tasks.bluegreen.scripts import lock_file
 from tasks.bluegreen.site import render_site
 from tests.lab.images import PROXY
 from tests.lab.nginx import MAIN, OwnNginx, until_it_answers
@@ -163,11 +164,26 @@ def test_a_proxy_whose_maker_died_before_it_started_is_made_anew(shop: Shop) -> 
 
 def test_runs_that_make_the_proxy_at_once_share_it(shop: Shop) -> None:
     def ensure(_: int) -> str:
-        with Engine() as engine:
-            return ensure_proxy(engine, shop.app()).id
+        with Engine() as engine, provided(engine, shop.app()) as nginx:
+            return nginx.id
 
     with ThreadPoolExecutor(6) as threads:
         assert len(set(threads.map(ensure, range(6)))) == 1
+    shop.deploy("one")
+    assert shop.releases() == {"one"}
+
+
+def test_a_new_proxy_goes_again_with_a_run_that_fails_unless_another_uses_it(shop: Shop) -> None:
+    def fail(engine: Engine, meanwhile: str) -> None:
+        with provided(engine, shop.app()):
+            shop.exec(meanwhile)
+            raise RuntimeError("this run")
+
+    with Engine() as engine:
+        for meanwhile, stays in (("true", False), (f"touch {lock_file(shop.name)}", True)):
+            with pytest.raises(RuntimeError, match="this run"):
+                fail(engine, meanwhile)
+            assert bool(engine.inspect(shop.proxy)) is stays
     shop.deploy("one")
     assert shop.releases() == {"one"}
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from queue import Empty, Queue
 from typing import Any
 
 import requests
@@ -13,6 +16,8 @@ from tasks.bluegreen.app import App
 from tasks.bluegreen.containers import Engine, engine_words, words
 from tasks.bluegreen.errors import EngineHiccup, ImageUnavailable, RegistryAway, Unavailable
 
+SILENCE = 5  # times the limit of one call: registries and disks are slower than the engine
+TELL = 10.0  # seconds between two lines of progress
 MARGIN = 256 << 20  # bytes that a deploy leaves free, whatever it pulls
 REFUSED = re.compile(
     "manifest|unauthorized|no basic auth|denied|not found|HTTP 40[134]", re.IGNORECASE
@@ -125,10 +130,20 @@ def _pull(engine: Engine, app: App, here: bool, say: Callable[[str], None]) -> N
         (name, digest) if digest else (name.rsplit(":", 1) if ":" in last else (name, "latest"))
     )
     say(f"pulling {app.image}")
+    began = told = time.monotonic()
+    layers: dict[str, tuple[int, int]] = {}
     try:
-        for line in engine.api.pull(repository, tag=reference, stream=True, decode=True):
+        for line in _pulled(engine, repository, reference):
             if "error" in line:
                 raise APIError(line["error"], explanation=line["error"])
+            if line.get("status") == "Downloading" and (part := line.get("progressDetail")):
+                layers[line["id"]] = (part["current"], part.get("total", part["current"]))
+            if layers and time.monotonic() - told >= TELL:
+                told = time.monotonic()
+                current, total = (
+                    sum(column) >> 20 for column in zip(*layers.values(), strict=True)
+                )
+                say(f"pulled {current} of {total} MiB of {app.image} in {told - began:.0f} s")
     except APIError as error:
         why = words(error)
         if "no space left" in why:
@@ -152,6 +167,36 @@ def _pull(engine: Engine, app: App, here: bool, say: Callable[[str], None]) -> N
         ) from error
     except (DockerException, requests.RequestException, OSError) as error:
         raise EngineHiccup(f"Pulling {app.image} broke off: {words(error)}.") from error
+
+
+def _pulled(engine: Engine, repository: str, reference: str) -> Iterator[dict[str, Any]]:
+    """What the engine says while it pulls; the client itself would wait for the next line for ever.
+
+    Raises:
+        TimeoutError: it said nothing for SILENCE calls' time.
+    """
+    heard: Queue[dict[str, Any] | Exception | None] = Queue()
+
+    def listen() -> None:
+        try:
+            for line in engine.api.pull(repository, tag=reference, stream=True, decode=True):
+                heard.put(line)
+            heard.put(None)
+        except Exception as error:  # noqa: BLE001  # raised again where it is heard
+            heard.put(error)
+
+    threading.Thread(target=listen, daemon=True).start()
+    limit = SILENCE * engine.api.timeout
+    while True:
+        try:
+            line = heard.get(timeout=limit)
+        except Empty:
+            raise TimeoutError(f"nothing was heard of it for {limit:g} s") from None
+        if line is None:
+            return
+        if isinstance(line, Exception):
+            raise line
+        yield line
 
 
 def remove_image(engine: Engine, image_id: str) -> None:

@@ -20,7 +20,7 @@ from tasks.bluegreen.errors import (
     Unavailable,
 )
 from tasks.bluegreen.model import Live, Site
-from tasks.bluegreen.scripts import CHECK, INSTALL, LEAVING, LOOK, PROXY_LOCK, lock_file
+from tasks.bluegreen.scripts import CHECK, INSTALL, LEAVING, LOOK, PROXY_LOCK, USED, lock_file
 
 STATUS_PORT = 18099  # on the container's loopback: which generation is loaded
 SITES = "/etc/nginx/nonstop/sites"  # in a proxy that nonstop created
@@ -40,6 +40,7 @@ class Look(NamedTuple):
 
     version: tuple[int, ...]
     free: int  # bytes, on the disk where containers and images are
+    curl: bool  # whether it has one
     live: Live | None
     site: str | None
     before: str | None  # what the site's file was before
@@ -154,6 +155,7 @@ class Nginx:
         return Look(
             version=tuple(map(int, numbers.groups())) if numbers else (),
             free=int(free[1]) * 1024 if free else 0,
+            curl="\n--curl\n" in head,
             live=Live(number=int(said[1]), generation=said[2]) if said[:1] == [app] else None,
             site=site or None,
             before=before or None,
@@ -318,6 +320,12 @@ class Nginx:
             stamp = time.strftime("%Y/%m/%d %H:%M:%S", time.gmtime(since))
             log = "\n".join(line for line in log.splitlines() if line[:19] >= stamp)
         return _complaints(log)
+
+    def used(self) -> bool:
+        """Whether an app has, or had since the proxy started, a site or a lock here."""
+        return (
+            self._run(USED, {"SITES": self.directory, "LOCKS": lock_file("*")}).text.strip() != ""
+        )
 
     def receiving(self) -> bool:
         """Whether workers of earlier generations still write a request's body to a file.

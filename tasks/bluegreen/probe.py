@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import os
+import re
 import socket
 import ssl
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +16,7 @@ import httpx
 from tasks.bluegreen.app import App
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.errors import EngineHiccup
+from tasks.bluegreen.gates import Gate
 from tasks.bluegreen.nginx import Nginx
 
 AGENT = "nonstop"
@@ -48,6 +51,15 @@ class Answer(NamedTuple):
         return f"status {self.status}" if self.status else self.reason
 
 
+def unlike(gate: Gate, answer: Answer) -> str:
+    """Why an answer is not what the gate asks for; empty when it is."""
+    if answer.status not in gate.status:
+        return f"{gate.path} answers {answer}" if answer.status else f"{gate.path}: {answer}"
+    if gate.body and not re.search(gate.body, answer.text):
+        return f"the body of {gate.path} does not match {gate.body!r}"
+    return ""
+
+
 class Probe(Protocol):
     """A place to send requests from."""
 
@@ -58,31 +70,44 @@ class Probe(Protocol):
 class Direct:
     """From this process, where the engine is local or we run on the app's network."""
 
-    def __init__(self) -> None:
-        self.client = httpx.Client(
-            trust_env=False, limits=httpx.Limits(max_keepalive_connections=0), verify=_trusted()
-        )
-
     def get(self, base: str, path: str, host: str, timeout: float) -> Answer:
         """GET on a fresh connection, no redirect followed, bounded by `timeout` seconds."""
-        headers = {"Host": host, "User-Agent": AGENT}
-        deadline = time.monotonic() + timeout
-        try:
-            with self.client.stream("GET", base + path, headers=headers, timeout=timeout) as answer:
-                body = bytearray()
-                for chunk in answer.iter_bytes():
-                    body += chunk
-                    if len(body) >= LARGEST_BODY or time.monotonic() > deadline:
-                        break
-                return Answer(
-                    answer.status_code,
-                    dict(answer.headers),
-                    body.decode(answer.encoding or "utf-8", errors="replace"),
-                )
-        except httpx.TimeoutException:
+        return asyncio.run(_get(base + path, {"Host": host, "User-Agent": AGENT}, timeout))
+
+
+async def _get(url: str, headers: dict[str, str], timeout: float) -> Answer:
+    """One request that ends in time, whatever the other side sends, and how slowly.
+
+    Of an answer that is still coming when the time is over, what came is taken.
+    """
+    answer, body = None, bytearray()
+    try:
+        async with (
+            asyncio.timeout(timeout),
+            httpx.AsyncClient(trust_env=False, verify=_trusted(), timeout=None) as client,
+            client.stream("GET", url, headers=headers) as answer,
+        ):
+            async for chunk in answer.aiter_bytes():
+                body += chunk
+                if len(body) >= LARGEST_BODY:
+                    break
+    except TimeoutError:
+        if answer is None:
             return Answer(0, {}, "", f"no answer in {timeout:g} s")
-        except (httpx.HTTPError, LookupError) as error:
-            return Answer(0, {}, "", str(error) or type(error).__name__)
+    except (httpx.HTTPError, LookupError) as error:
+        return Answer(0, {}, "", _cause(error))
+    assert answer is not None
+    text = body.decode(answer.encoding or "utf-8", errors="replace")
+    return Answer(answer.status_code, dict(answer.headers), text)
+
+
+def _cause(error: BaseException) -> str:
+    """Why nothing came back: the system's own word where it has one, like `Connection refused`."""
+    first = error
+    while below := first.__cause__ or first.__context__:
+        first = below
+    number = first.errno if isinstance(first, OSError) else None
+    return os.strerror(number) if number and number > 0 else str(error) or type(error).__name__
 
 
 @functools.cache

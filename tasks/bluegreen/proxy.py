@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import tarfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -28,8 +30,11 @@ def dynamic_part(subnet: str) -> str:
     return subnet.replace("/20", "/22")
 
 
-def ensure_proxy(engine: Engine, app: App) -> Nginx:
+@contextmanager
+def provided(engine: Engine, app: App) -> Iterator[Nginx]:
     """The proxy runs, and shares a network with fixed addresses with the replicas.
+
+    What was made for that goes again if what is within fails, unless somebody else uses it by then.
 
     Args:
         engine: where.
@@ -39,19 +44,22 @@ def ensure_proxy(engine: Engine, app: App) -> Nginx:
         Unavailable: there is no proxy and none may be created, or its port is taken.
     """
     proxy = app.proxy
-    if to_create(engine, proxy):
-        ensure_network(engine, proxy)
-        if not _started_by_another_run(engine, proxy, named=False):
-            _create(engine, app)
-    nginx = Nginx(engine, proxy)
-    if nginx.seen["HostConfig"]["NetworkMode"] == "host":
-        ensure_network(engine, proxy)
-    elif proxy.network not in nginx.seen["NetworkSettings"]["Networks"]:
-        ensure_network(engine, proxy)
-        with engine_words(f"connect {proxy.container} to network {proxy.network}"):
-            engine.api.connect_container_to_network(nginx.id, proxy.network)
+    with ExitStack() as made:
+        if to_create(engine, proxy):
+            _network(engine, proxy, made)
+            if not _started_by_another_run(engine, proxy, named=False):
+                _create(engine, proxy, made)
         nginx = Nginx(engine, proxy)
-    return nginx
+        if nginx.seen["HostConfig"]["NetworkMode"] == "host":
+            _network(engine, proxy, made)
+        elif proxy.network not in nginx.seen["NetworkSettings"]["Networks"]:
+            _network(engine, proxy, made)
+            with engine_words(f"connect {proxy.container} to network {proxy.network}"):
+                engine.api.connect_container_to_network(nginx.id, proxy.network)
+            made.callback(_disconnect, engine, nginx.id, proxy.network)
+            nginx = Nginx(engine, proxy)
+        yield nginx
+        made.pop_all()
 
 
 def to_create(engine: Engine, proxy: Proxy) -> bool:
@@ -83,7 +91,7 @@ def ranges(engine: Engine, proxy: Proxy) -> tuple[str, str]:
     )
 
 
-def ensure_network(engine: Engine, proxy: Proxy) -> None:
+def _network(engine: Engine, proxy: Proxy, made: ExitStack) -> None:
     """The network exists; a new one gets a subnet that is free.
 
     The engine may let two networks have one name, but not one subnet: who comes second by a moment
@@ -102,6 +110,7 @@ def ensure_network(engine: Engine, proxy: Proxy) -> None:
                     labels={"nonstop.network": proxy.network},
                     check_duplicate=True,
                 )
+                made.callback(_remove_network, engine, proxy.network)
                 return
         except EngineHiccup as error:
             if not any(said in str(error).lower() for said in ("overlap", "already exists")):
@@ -156,8 +165,7 @@ def _started_by_another_run(engine: Engine, proxy: Proxy, *, named: bool) -> boo
     return True
 
 
-def _create(engine: Engine, app: App) -> None:
-    proxy = app.proxy
+def _create(engine: Engine, proxy: Proxy, made: ExitStack) -> None:
     directory = str(PurePosixPath(MAIN).parent)
     ports = [_binding(entry) for entry in proxy.publish]
     api: Any = engine.api
@@ -165,7 +173,7 @@ def _create(engine: Engine, app: App) -> None:
     there = api.volumes(filters={"name": volume})["Volumes"] or []
     kept = any(v["Name"] == volume for v in there)  # of a proxy that somebody removed
     try:
-        made = api.create_container(
+        container = api.create_container(
             proxy.image,
             name=proxy.container,
             entrypoint=["nginx", "-c", MAIN, "-g", "daemon off;"],
@@ -179,7 +187,7 @@ def _create(engine: Engine, app: App) -> None:
                 network_mode=proxy.network,
                 restart_policy={"Name": "always"},
             ),
-        )
+        )["Id"]
     except ImageNotFound as error:
         raise Unavailable(
             f"The proxy's image {proxy.image} is not on this host: "
@@ -192,21 +200,18 @@ def _create(engine: Engine, app: App) -> None:
         raise Unavailable(
             f"The proxy {proxy.container} cannot be created from {proxy.image}: {words(error)}."
         ) from error
+    made.callback(_remove_unused, engine, proxy, container, None if kept else volume)
+    with engine_words(f"configure {proxy.container}"):
+        api.put_archive(container, directory, _archive(proxy))
     try:
-        with engine_words(f"configure {proxy.container}"):
-            api.put_archive(made["Id"], directory, _archive(proxy))
-        _start(engine, made["Id"])
-        _answers(engine, proxy)
+        _start(engine, container)
     except APIError as error:
-        _undo(engine, made["Id"], None if kept else volume)
         raise Unavailable(
             f"The proxy {proxy.container} cannot start, perhaps as a port of "
             f"{', '.join(proxy.publish)} is taken: free it or change proxy.publish "
             f"({words(error)})."
         ) from error
-    except BaseException:
-        _undo(engine, made["Id"], None if kept else volume)
-        raise
+    _answers(engine, proxy)
 
 
 def _start(engine: Engine, container: str) -> None:
@@ -222,11 +227,28 @@ def _start(engine: Engine, container: str) -> None:
         time.sleep(0.1)
 
 
-def _undo(engine: Engine, container: str, volume: str | None) -> None:
+def _remove_unused(engine: Engine, proxy: Proxy, container: str, volume: str | None) -> None:
+    seen = engine.inspect(container)
+    if seen and seen["State"]["Running"] and Nginx(engine, proxy).used():
+        return
     engine.remove(container)
     if volume is not None:
         with engine_words(f"remove volume {volume}"):
             engine.api.remove_volume(volume)
+
+
+def _remove_network(engine: Engine, network: str) -> None:
+    with engine_words(f"remove network {network}"):
+        try:
+            engine.api.remove_network(network)
+        except APIError as error:
+            if error.status_code != 403:  # another run's proxy or replica is on it
+                raise
+
+
+def _disconnect(engine: Engine, container: str, network: str) -> None:
+    with engine_words(f"disconnect {container[:12]} from network {network}"):
+        engine.api.disconnect_container_from_network(container, network)
 
 
 def _answers(engine: Engine, proxy: Proxy) -> None:

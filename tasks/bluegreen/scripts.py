@@ -5,6 +5,7 @@
 LOOK = r"""
 command -v nginx >/dev/null || exit 98
 nginx -v 2>&1
+! command -v curl >/dev/null || echo --curl
 echo --disk
 df -Pk / | awk 'END { print $4 }'
 for try in 1 2 3; do
@@ -110,6 +111,9 @@ for process in /proc/[0-9]*; do
     esac
 done
 """
+
+# The sites and locks of apps.
+USED = "ls $LOCKS $SITES/nonstop-*.conf 2>/dev/null"
 
 # Held by whoever changes a site of this proxy, from writing it until the reload is proven.
 PROXY_LOCK = "/dev/shm/nonstop.lock"

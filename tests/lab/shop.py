@@ -136,7 +136,7 @@ class Shop:
         return self.exec("cd /etc/nginx/nonstop/sites && grep . *.conf | sort")
 
     def close(self) -> None:
-        """Nothing of the shop is left but its network, which others may share."""
+        """Nothing of the shop is left but the network that it shares with others."""
         for entry in self.api.containers(all=True):
             labels = entry["Labels"] or {}
             if self.name in (labels.get("nonstop.app"), labels.get("nonstop.lab.shop")) or (
@@ -146,3 +146,6 @@ class Shop:
         for volume in self.api.volumes()["Volumes"] or []:
             if volume["Name"].startswith(f"{self.name}-"):
                 self.api.remove_volume(volume["Name"])
+        for network in self.api.networks():
+            if network["Name"].startswith(f"{self.name}-"):
+                self.api.remove_network(network["Id"])
