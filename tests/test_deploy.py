@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -13,8 +14,22 @@ import pytest
 
 from tasks.bluegreen.drain import HEADER_TIMEOUT
 from tasks.bluegreen.errors import Failed, Refused
+from tests.lab.history import runs
 from tests.lab.shop import Shop
 from tests.lab.visitors import posts_in_order
+
+TAKES = """
+import os, pathlib, socket
+listening = socket.create_server(("", 3000))
+while True:
+    asked = listening.accept()[0]
+    head, _, body = asked.recv(65536).partition(b"\\r\\n\\r\\n")
+    if head.startswith(b"POST"):
+        pathlib.Path("/taken/orders").open("ab").write(body + b";")
+        os._exit(1)
+    asked.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\nConnection: close\\r\\n\\r\\nok")
+    asked.close()
+"""
 
 
 def test_visitors_notice_nothing_while_green_replaces_blue(shop: Shop, tmp_path: Path) -> None:
@@ -145,6 +160,51 @@ def test_docker_s_own_health_check_has_a_say(shop: Shop) -> None:
     with pytest.raises(Failed, match=r"Docker's health check says (unhealthy|starting)"):
         shop.deploy("two", healthcheck={"test": "false", **check}, health={"deadline": 4})
     assert shop.releases() == {"one"}
+
+
+def test_an_image_s_own_health_check_has_a_say(shop: Shop) -> None:
+    made = shop.api.create_container("hello:v1", labels={"nonstop.lab.shop": shop.name})["Id"]
+    image = f"{shop.name}:sick"
+    check = "HEALTHCHECK --interval=500ms --retries=1 CMD false"
+    shop.api.commit(made, repository=shop.name, tag="sick", changes=[check])
+    try:
+        shop.deploy("one")
+        with pytest.raises(Failed, match=r"Docker's health check says (unhealthy|starting)"):
+            shop.deploy("two", image=image, health={"deadline": 4})
+    finally:
+        shop.api.remove_image(image)
+    assert shop.releases() == {"one"}
+
+
+def test_no_more_replicas_start_at_a_time_than_was_asked_for(shop: Shop) -> None:
+    shop.deploy("one", replicas=3, parallelism=1)
+    seen = [shop.api.inspect_container(shop.container(f"1-{index}")) for index in (1, 2, 3)]
+    for before, after in pairwise(seen):
+        assert after["Created"] > before["State"]["StartedAt"]
+
+
+def test_labels_tell_whose_a_container_is_and_which_run_made_it(shop: Shop) -> None:
+    with pytest.raises(Failed):
+        shop.deploy("zero", environment={"CRASH": "start"})
+    shop.deploy("one")
+    run = runs(shop.name)[0]
+    for index in ("1", "2"):
+        labels = shop.api.inspect_container(shop.container(f"1-{index}"))["Config"]["Labels"]
+        assert {
+            name: labels[f"nonstop.{name}"] for name in ("app", "release", "replica", "run")
+        } == {
+            "app": shop.name,
+            "release": "1",
+            "replica": index,
+            "run": run["id"],
+        }
+
+
+def test_no_post_is_repeated_when_the_replica_that_took_it_dies(shop: Shop, tmp_path: Path) -> None:
+    shop.deploy(command=["python3", "-c", TAKES], volumes=[f"{tmp_path}:/taken"])
+    assert httpx.post(shop.url, content="an order", trust_env=False).status_code == 502
+    assert (tmp_path / "orders").read_text() == "an order;"
+    assert {shop.get().text for _ in range(4)} == {"ok"}
 
 
 @pytest.mark.parametrize("good", [True, False])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +15,7 @@ from typing import Any
 import pytest
 
 from tasks.bluegreen.errors import Failed, ImageUnavailable, RegistryAway
+from tasks.bluegreen.images import TELL
 from tests.lab.registry import PASSWORD, Registry, credentials
 from tests.lab.shop import Shop
 
@@ -159,6 +164,32 @@ def test_a_registry_that_comes_back_meanwhile_is_no_reason_to_fail(
         shop.deploy(image=image, **MINE)
         back.result()
     assert shop.releases() == {"one"}
+
+
+def test_a_registry_that_takes_the_question_and_never_answers_is_away(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CLIENT_TIMEOUT", "0.5")
+    shop.deploy("one")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        image = f"127.0.0.1:{silent.getsockname()[1]}/shop:two"
+        began = time.monotonic()
+        with pytest.raises(RegistryAway, match=r"nothing was heard of it for 2\.5 s"):
+            shop.deploy(image=image, **MINE)
+    assert time.monotonic() - began < 60
+    assert shop.releases() == {"one"}
+
+
+def test_a_pull_that_takes_long_tells_how_far_it_is(
+    registry: Registry, shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = registry.push("one")
+    caplog.set_level("INFO")
+    assert registry.process
+    registry.process.send_signal(signal.SIGSTOP)
+    threading.Timer(TELL + 4, registry.process.send_signal, [signal.SIGCONT]).start()
+    shop.deploy(image=image, **MINE)
+    assert re.search(rf"pulling {image} for 1\d s: \d+ of \d+ MiB", caplog.text)
 
 
 def test_images_of_releases_that_are_gone_do_not_pile_up(registry: Registry, shop: Shop) -> None:

@@ -138,12 +138,13 @@ def _pull(engine: Engine, app: App, here: bool, say: Callable[[str], None]) -> N
                 raise APIError(line["error"], explanation=line["error"])
             if line.get("status") == "Downloading" and (part := line.get("progressDetail")):
                 layers[line["id"]] = (part["current"], part.get("total", part["current"]))
-            if layers and time.monotonic() - told >= TELL:
+            if time.monotonic() - told >= TELL:
                 told = time.monotonic()
-                current, total = (
-                    sum(column) >> 20 for column in zip(*layers.values(), strict=True)
+                so_far, total = (sum(part[i] for part in layers.values()) >> 20 for i in (0, 1))
+                say(
+                    f"pulling {app.image} for {told - began:.0f} s: {so_far} of {total} MiB of "
+                    "what is known"
                 )
-                say(f"pulled {current} of {total} MiB of {app.image} in {told - began:.0f} s")
     except APIError as error:
         why = words(error)
         if "no space left" in why:
@@ -165,12 +166,19 @@ def _pull(engine: Engine, app: App, here: bool, say: Callable[[str], None]) -> N
             f"{app.name}: image {app.image} could not be pulled ({why}): {hint} "
             "Nothing was touched."
         ) from error
+    except TimeoutError as error:
+        raise RegistryAway(
+            f"{app.name}: image {app.image} could not be pulled ({error}): is the registry "
+            "reachable? Nothing was touched."
+        ) from error
     except (DockerException, requests.RequestException, OSError) as error:
         raise EngineHiccup(f"Pulling {app.image} broke off: {words(error)}.") from error
 
 
 def _pulled(engine: Engine, repository: str, reference: str) -> Iterator[dict[str, Any]]:
-    """What the engine says while it pulls; the client itself would wait for the next line for ever.
+    """What the engine says while it pulls, and nothing from time to time while it is silent.
+
+    The client itself would wait for the next line for ever.
 
     Raises:
         TimeoutError: it said nothing for SILENCE calls' time.
@@ -187,11 +195,16 @@ def _pulled(engine: Engine, repository: str, reference: str) -> Iterator[dict[st
 
     threading.Thread(target=listen, daemon=True).start()
     limit = SILENCE * engine.api.timeout
+    last = time.monotonic()
     while True:
         try:
-            line = heard.get(timeout=limit)
+            line = heard.get(timeout=min(limit, TELL))
         except Empty:
-            raise TimeoutError(f"nothing was heard of it for {limit:g} s") from None
+            if time.monotonic() - last >= limit:
+                raise TimeoutError(f"nothing was heard of it for {limit:g} s") from None
+            yield {}
+            continue
+        last = time.monotonic()
         if line is None:
             return
         if isinstance(line, Exception):
