@@ -20,6 +20,15 @@ with socket.socket() as any:  # SIOCSIFFLAGS: up and running
     fcntl.ioctl(any, 0x8914, struct.pack("16sh14x", b"lo", 0x41))
 os.execv(sys.argv[1], sys.argv[1:])
 """
+WGET = """#!/usr/bin/env python3
+import sys, urllib.request
+name, _, value = sys.argv[sys.argv.index("--header") + 1].partition(": ")
+asked = urllib.request.Request(sys.argv[-1], headers={name: value})
+try:
+    print(urllib.request.urlopen(asked).read().decode())
+except OSError as error:
+    sys.exit(str(error))
+"""
 
 
 def deploy_from(shop: Shop, folder: Path, inside: list[str], **environment: str) -> None:
@@ -69,6 +78,20 @@ def test_a_green_that_is_bad_is_noticed_from_afar_too(shop: Shop, tmp_path: Path
     with pytest.raises(AssertionError, match="/health answers status 503"):
         deploy_from(shop, tmp_path, ["unshare", "--net"])
     assert shop.releases() == {"one"}
+
+
+def test_a_proxy_from_which_replicas_cannot_be_asked_is_refused_only_from_afar(
+    shop: Shop, tmp_path: Path
+) -> None:
+    shop.deploy("one")
+    shop.exec(
+        f"rm $(command -v curl); printf '%s' '{WGET}' > /usr/bin/wget; chmod +x /usr/bin/wget"
+    )
+    with pytest.raises(AssertionError, match=f"the proxy {shop.proxy} has no curl"):
+        deploy_from(shop, tmp_path, ["unshare", "--net"])
+    assert shop.containers() == dict.fromkeys(("1-1", "1-2"), "running")
+    shop.deploy("two")
+    assert shop.releases() == {"two"}
 
 
 def test_an_engine_may_be_reached_through_tls(shop: Shop, tmp_path: Path) -> None:

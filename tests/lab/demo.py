@@ -42,6 +42,7 @@ class Demo:
 
     def run(self) -> None:
         """Every step, and the table."""
+        began = time.monotonic()
         remove_things(self.api, (NAME,))
         address = ensure_server(free_port())
         OUT.print(f"Prefect UI, with every run: [bold]{address}/runs[/]")
@@ -66,7 +67,8 @@ class Demo:
         lost = visitors.heard.lost - visitors.heard.errors["v3"]
         OUT.print(
             f"{visitors.heard.requests} requests by browsers, POSTs, downloads and a WebSocket, "
-            f"{lost} lost; v3 answered {visitors.heard.errors['v3']} with 500 before it was gone."
+            f"{lost} lost; v3 answered {visitors.heard.errors['v3']} with 500 before it was gone. "
+            f"All of it took {time.monotonic() - began:.0f} s."
         )
         if lost:
             sys.exit("\n".join(visitors.heard.losses))

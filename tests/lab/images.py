@@ -40,6 +40,7 @@ def ensure_images(api: Any) -> None:
         SystemExit: they can neither be pulled nor built, with the reason.
     """
     if not all(_labels(api, image) for image in (BASE, PROXY)):
+        theirs = [image for image in PULLED.values() if _labels(api, image) is not None]
         below = PULLED if _pull(api) else _import(api)
         _build(api, BASE, [f"FROM {below[BASE]}"])
         _build(
@@ -47,6 +48,8 @@ def ensure_images(api: Any) -> None:
             PROXY,
             [f"FROM {below[PROXY]}", 'CMD ["nginx", "-g", "daemon off;"]', "STOPSIGNAL SIGQUIT"],
         )
+        for image in {*below.values()} - {*theirs, DEBIAN}:
+            api.remove_image(image)  # only its name: ours stand on it, so it goes with them
     source = SOURCE.read_bytes()
     for image, environment in HELLO.items():
         lines = [
@@ -79,9 +82,8 @@ def _labels(api: Any, image: str) -> dict[str, str] | None:
 
 def _pull(api: Any) -> bool:
     try:
-        api.get(
-            api._url("/distribution/{0}/json", PULLED[PROXY]), timeout=ANSWER
-        ).raise_for_status()
+        for image in PULLED.values():
+            api.get(api._url("/distribution/{0}/json", image), timeout=ANSWER).raise_for_status()
         tell(f"pulling {', '.join(PULLED.values())}")
         for image in PULLED.values():
             api.pull(image)
