@@ -31,6 +31,7 @@ from tasks.bluegreen.errors import (
     Superseded,
 )
 from tasks.bluegreen.model import Report
+from tasks.bluegreen.shell import SHELLS
 from tasks.overtaken import SUPERSEDED
 
 P = ParamSpec("P")
@@ -80,6 +81,8 @@ def reported(story: Callable[P, Report]) -> Callable[P, Report]:
         else:
             name = "Completed" if report.changed else UNCHANGED
             state = states.Completed(name=name, message=report.message, data=report)
+        finally:
+            SHELLS.close()
         publish(report, "succeeded" if state.name == "Completed" else str(state.name).lower())
         return state
 

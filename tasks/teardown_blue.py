@@ -31,11 +31,15 @@ def teardown_blue(plan: Plan) -> Drained:
         drained = drain(nginx, servers, app.drain.limit, plan.leaving, say)
         live = ensure_green_serves(nginx, plan)
         retirement = plan_retirement(every.model_copy(update={"live": live}), app.keep)
-        for release in older:
+
+        def retire(release: Release) -> None:
             if release.number in retirement.stop:
                 stop(engine, release)
             if release.number in retirement.remove:
                 remove_release(engine, release)
+
+        with ThreadPoolExecutor(len(older) or 1) as pool:
+            list(pool.map(retire, older))
     cut = f", the limit, with {drained.left} connections left" if drained.left else ""
     say(
         f"drained in {drained.seconds:.1f} s{cut}; stopped {list(retirement.stop)}, kept "

@@ -9,6 +9,8 @@ import time
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+TAKEN = 15.0  # seconds in which the engine has to take what is said to a command
+
 
 class Output(NamedTuple):
     """What a command in a container printed, and how it ended."""
@@ -71,8 +73,9 @@ class Session:
         """Writes to its standard input.
 
         Raises:
-            OSError: the engine has closed it.
+            OSError: the engine has closed it, or does not take it.
         """
+        self._socket.settimeout(TAKEN)
         self._socket.sendall(text.encode())
 
     def close(self) -> None:

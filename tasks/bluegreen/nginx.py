@@ -21,6 +21,7 @@ from tasks.bluegreen.errors import (
 )
 from tasks.bluegreen.model import Live, Site
 from tasks.bluegreen.scripts import CHECK, INSTALL, LEAVING, LOOK, PROXY_LOCK, USED, lock_file
+from tasks.bluegreen.shell import SHELLS
 
 STATUS_PORT = 18099  # on the container's loopback: which generation is loaded
 SITES = "/etc/nginx/nonstop/sites"  # in a proxy that nonstop created
@@ -350,9 +351,10 @@ class Nginx:
     def _run(
         self, script: str, environment: dict[str, str], user: str = "", timeout: float = 20
     ) -> Output:
-        return self.engine.exec(
-            self.id, ["sh", "-c", script], environment=environment, user=user, timeout=timeout
-        )
+        if user:  # the shell is the container's own user's
+            command = ["sh", "-c", script]
+            return self.engine.exec(self.id, command, environment=environment, user=user)
+        return SHELLS.run(self.engine, self.id, script, environment, timeout)
 
 
 def _beside(site: str, what: str) -> str:
