@@ -48,7 +48,9 @@ def test_a_push_becomes_a_run_with_the_pushed_digest(receiver: Receiver, sender:
     digest = f"@{DIGEST}" if sender in TOLD else ""
     assert run.parameters["image"] == f"{app.image}:1.5{digest}"
     assert run.parameters["wait"] >= 300
-    assert run.state_name == "Scheduled"
+    assert run.state_name == "Scheduled"  # and is found in the history, also if it never begins
+    assert run.name == f"deploy {app.name} {run.parameters['image']}"
+    assert set(run.tags) == {f"app:{app.name}", "push", sender}
 
 
 @pytest.mark.parametrize("sender", WAYS)

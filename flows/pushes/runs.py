@@ -22,6 +22,7 @@ from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
 from flows.inventory import ENTRYPOINT
+from flows.names import name_of
 from flows.pushes.batches import Batches
 from flows.pushes.push import Push, Subscriber
 from tasks.bluegreen.units import Frozen
@@ -94,7 +95,8 @@ class Runs:
                     app.deployment,
                     at=moment if push.at else None,
                     parameters={"image": image, "wait": LONGEST_WAIT},
-                    tags=[PUSH, sender],
+                    name=name_of({"app": app.name, "image": image}),
+                    tags=[f"app:{app.name}", PUSH, sender],
                     labels={PUSHED: moment},
                     idempotency_key=key,
                 )
