@@ -134,7 +134,7 @@ def _print_one(seen: Observed) -> None:
 def _plan_lines(planned: Plan, seen: Observed) -> Iterator[str]:
     app, now = planned.app, datetime.now(UTC)
     if not is_open(app.window, now):
-        opening = told(next_opening(app.window, now), app)
+        opening = told(next_opening(app.window, now), app.window)
         yield f"not before {opening}, outside its release windows; or with --override REASON:"
     if planned.blue is not None:
         yield f"nothing, if release {planned.blue} is what is wanted already; or with --force:"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 from uuid import UUID
@@ -22,7 +23,7 @@ from flows.account import note
 from flows.names import app_name, name_of
 from tasks.bluegreen.app import App
 from tasks.bluegreen.errors import BadInput, OutsideWindow, Postponed, Unavailable
-from tasks.bluegreen.window import is_open, next_opening
+from tasks.bluegreen.window import Window, is_open, next_opening
 from tasks.overtaken import PUSHED
 
 
@@ -86,9 +87,9 @@ def schedule(app: App, at: str, **parameters: str | bool | float) -> str:
         raise Unavailable(
             f"The Prefect server at {url} did not schedule it ({error}). Nothing was scheduled."
         ) from error
-    sentence = f"{app.name} is going to be deployed at {told(when, app)} by {_where(run)}."
+    sentence = f"{app.name} is going to be deployed at {told(when, app.window)} by {_where(run)}."
     if not is_open(app.window, when):
-        opening = told(next_opening(app.window, when), app)
+        opening = told(next_opening(app.window, when), app.window)
         sentence += f" That is outside its release windows: it then waits until {opening}."
     return sentence
 
@@ -116,16 +117,15 @@ def moment(at: str, now: datetime) -> datetime:
     return when
 
 
-def told(when: datetime, app: App) -> str:
-    """A time as the app's people read it: in the zone of its windows, else this machine's."""
-    zones = {window.time_zone for window in app.window}
-    window = app.window[0] if len(zones) == 1 else None
-    local = window.local(when) if window else when.astimezone()
+def told(when: datetime, windows: Sequence[Window]) -> str:
+    """A time as an app's people read it: in the zone of its windows, else this machine's."""
+    zones = {window.time_zone for window in windows}
+    local = windows[0].local(when) if len(zones) == 1 else when.astimezone()
     return f"{local:%a %Y-%m-%d %H:%M %Z}"
 
 
 def _postpone(app: App, opening: datetime) -> NoReturn:
-    when = told(opening, app)
+    when = told(opening, app.window)
     try:
         with get_client(sync_client=True) as client:
             me = client.read_flow_run(UUID(str(flow_run.id)))
@@ -161,8 +161,8 @@ def _key(app: str, opening: datetime, asked: FlowRun, over: FlowRun | None) -> s
 
 def _refuse(app: App, opening: datetime) -> NoReturn:
     raise OutsideWindow(
-        f"{app.name} may not be deployed before {told(opening, app)}: ask again then, have it done "
-        f"by `nonstop deploy {app.name} --at {opening.astimezone():%Y-%m-%dT%H:%M}`, or give a "
+        f"{app.name} may not be deployed before {told(opening, app.window)}: ask again then, have it "
+        f"done by `nonstop deploy {app.name} --at {opening.astimezone():%Y-%m-%dT%H:%M}`, or give a "
         "reason with `--override`. Nothing was touched."
     )
 

@@ -7,14 +7,16 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
+from flows.pushes.runs import FRESH
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.lock import Lock
 from tasks.bluegreen.nginx import Nginx
@@ -68,6 +70,41 @@ def test_a_second_push_that_looks_the_same_is_not_lost(receiver: Receiver) -> No
     ended(app, 0)
     assert receiver.send(signed).json()["runs"] != first
     assert len(app.runs()) == 2
+
+
+def test_a_push_that_comes_again_is_told_what_became_of_its_run(
+    receiver: Receiver, tmp_path: Path
+) -> None:
+    app = Waiting(f"{HOST}/")
+    signed = harbor(Pushed(app.path), receiver.secrets["harbor"])
+    first = receiver.send(signed).json()
+    assert first["message"] == f"The run of {app.name} is queued."
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(app.runs()[0].id, Failed(), force=True)
+    time.sleep(FRESH)
+    with Receiver(tmp_path) as restarted:  # it remembers nothing
+        for one in (receiver, restarted):
+            again = one.send(signed).json()
+            assert again["runs"] == [first["runs"][0] | {"state": "Failed", "ended": True}]
+            words = f"It came before; the run of {app.name} is Failed and is not repeated: "
+            assert again["message"].startswith(words)
+    with get_client(sync_client=True) as client:
+        client.delete_flow_run(app.runs()[0].id)
+    time.sleep(FRESH)
+    assert receiver.send(signed).json()["runs"][0]["run"] == str(app.runs()[0].id)
+
+
+def test_a_push_outside_the_window_is_told_when_it_opens(receiver: Receiver) -> None:
+    app, wrong = (
+        Waiting(f"{HOST}/", window=[closed()]),
+        Waiting(f"{HOST}/", window=[{"opens": "9"}]),
+    )
+    said = receiver.send(harbor(Pushed(app.path), receiver.secrets["harbor"])).json()
+    opening = datetime.now(UTC) + timedelta(days=2)
+    assert f"{app.name} may not be deployed before {opening:%a %Y-%m-%d} 12:00" in said["message"]
+    assert said["runs"][0]["not_before"] == f"{opening:%Y-%m-%d}T12:00:00Z"
+    said = receiver.send(harbor(Pushed(wrong.path), receiver.secrets["harbor"])).json()
+    assert said["runs"][0]["not_before"] is None  # the run says what is wrong
 
 
 def test_while_none_has_begun_only_the_newest_push_is_left(receiver: Receiver) -> None:

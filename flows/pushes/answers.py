@@ -17,6 +17,7 @@ from flows.pushes.batches import Busy
 from flows.pushes.runs import Run, Runs
 from flows.pushes.senders import BLOCK, SECRETS, SHORTEST, Secrets, Sender
 from flows.pushes.signatures import Delivery
+from flows.windows import told
 from tasks.bluegreen.units import Frozen
 
 LOG = logging.getLogger("nonstop.webhook")
@@ -73,14 +74,25 @@ async def answer(sender: Sender, delivery: Delivery, secrets: Secrets, runs: Run
         return Answer(
             outcome="ignored", message="No app has that image with a `deploy_on_push` for its tag."
         )
-    with _away():
-        asked = [
-            await runs.request(subscriber, push, image, sender.name, delivery.received)
-            for subscriber, push, image in wanted
-        ]
-    newer = any(run.newer for run in asked)
-    message = "A newer push came with it, whose run is queued." if newer else "Its runs are queued."
-    return Answer(outcome="accepted", message=message, runs=tuple(asked))
+    asked, sentences = [], []
+    for subscriber, push, image in wanted:
+        with _away():
+            run = await runs.request(subscriber, push, image, sender.name, delivery.received)
+        opens = None if run.ended else subscriber.opens()
+        asked.append(run.model_copy(update={"not_before": opens}))
+        sentences.append(_sentence(run))
+        if opens:
+            when = told(opens, subscriber.window)
+            sentences.append(f"{run.app} may not be deployed before {when}: it waits until then.")
+    return Answer(outcome="accepted", message=" ".join(sentences), runs=tuple(asked))
+
+
+def _sentence(run: Run) -> str:
+    if not run.state:
+        newer = "A newer push came with it: its" if run.newer else "The"
+        return f"{newer} run of {run.app} is queued."
+    again = " and is not repeated: run it again in the UI, or push again" if run.ended else ""
+    return f"It came before; the run of {run.app} is {run.state}{again}."
 
 
 @contextmanager

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from tasks.bluegreen.app import IMAGE
 from tasks.bluegreen.units import Frozen
+from tasks.bluegreen.window import Window, is_open, next_opening
 
 HUB = "docker.io"
 HUB_NAMES = (HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com")
@@ -43,15 +46,29 @@ class Push(Frozen):
     """Whether it speaks for images below that path too, as a repository with several does."""
 
 
+def _windows(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+    """Windows that are written wrongly are none: the run says what is wrong."""
+    try:
+        return parse(value)
+    except ValidationError:
+        return ()
+
+
 class Subscriber(Frozen):
-    """What of an app decides whether a push is for it."""
+    """What of an app decides whether, and when, a push is for it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
     image: str
     deploy_on_push: str | None = None
+    window: Annotated[tuple[Window, ...], WrapValidator(_windows)] = ()
     deployment: UUID
+
+    def opens(self) -> datetime | None:
+        """When it may be deployed, if not now."""
+        now = datetime.now(UTC).replace(second=0, microsecond=0)
+        return None if is_open(self.window, now) else _opening(self.window, now)
 
     def takes(self, push: Push) -> str | None:
         """The image to deploy when this push is one that the app waits for, else None.
@@ -66,6 +83,10 @@ class Subscriber(Frozen):
             if fnmatchcase(tag, self.deploy_on_push) and IMAGE.fullmatch(image):
                 return image
         return None
+
+
+# A window that is far away takes a while to find, in which nobody else would be answered.
+_opening = lru_cache(256)(next_opening)
 
 
 def split(reference: str) -> tuple[str, str, str]:

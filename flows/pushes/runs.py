@@ -11,12 +11,14 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import DeploymentSort, FlowRunSort
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled
 from prefect.utilities.urls import url_for
 from pydantic import ValidationError
@@ -47,6 +49,12 @@ class Run(Frozen):
     """Where it is seen."""
     newer: bool = False
     """Whether it is the run of a newer push that came at the same time."""
+    state: str = ""
+    """What has become of it, if it was asked for before."""
+    ended: bool = False
+    """Whether that is its end."""
+    not_before: datetime | None = None
+    """When the app's release window opens, if none is open."""
 
 
 class Runs:
@@ -62,7 +70,8 @@ class Runs:
         self._subscribers: tuple[Subscriber, ...] = ()
         self._latest: object = None  # the deployment that was changed last, and when
         self._reading = asyncio.Lock()
-        self._known: OrderedDict[str, Run] = OrderedDict()
+        self._known: OrderedDict[str, tuple[Run, float]] = OrderedDict()  # and when it was so
+        self._since = time.time()  # what was pushed before may have come before
         self._batches = Batches(client)
         self._unsettled: set[UUID] = set()
         self._settling: asyncio.Task[None] | None = None
@@ -78,16 +87,20 @@ class Runs:
     ) -> Run:
         """A run that deploys the image is on the server: a new one, or the push's own of before.
 
-        Or the run of a newer push that came at the same time, as only the newest counts.
+        Or the run of a newer push that came at the same time, as only the newest counts. That of
+        a push that came before says what has become of it.
 
         Raises:
             Busy, NotCreated: as of Batches.
             Exception: of Prefect's client, when its server does not answer.
         """
         key = f"{PUSH}:{sender}:{push.id}:{app.deployment}" if push.id else None
-        if key is not None and key in self._known:
-            return self._known[key]
-        run = await self._waiting(app, image) if key is None else None
+        if key is None:
+            run = await self._waiting(app, image)
+        elif known := await self._before(key):
+            return known
+        else:
+            run = None
         if run is None:
             moment = min(push.at.timestamp(), received) if push.at else received
             try:
@@ -109,12 +122,13 @@ class Runs:
                 address=url_for("flow-run", created.id) or "",
                 newer=created.newer,
             )
-        if key is not None:
-            self._known[key] = run
-            if len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
         self._settle_soon(app.deployment)
-        return run
+        if key is None:
+            return run
+        self._known[key] = run, time.monotonic() if moment > self._since else -FRESH
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return await self._before(key) or run
 
     async def settle(self, deployment: UUID) -> None:
         """Of the runs that have not begun, only that of the newest push is left to begin.
@@ -176,6 +190,22 @@ class Runs:
             type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])
         )
         return await self._client.read_flow_runs(flow_run_filter=begun_by_nobody, limit=200)
+
+    async def _before(self, key: str) -> Run | None:
+        """The run of that key, and what has become of it; None: none is known any more."""
+        run, looked = self._known.get(key, (None, 0.0))
+        if run is None or time.monotonic() - looked < FRESH:
+            return run
+        try:
+            state = (await self._client.read_flow_run(run.run)).state
+        except ObjectNotFound:
+            self._known.pop(key, None)
+            return None
+        if state and not state.is_scheduled():
+            ended = state.is_final()
+            run = run.model_copy(update={"state": state.name, "ended": ended})
+        self._known[key] = run, time.monotonic()
+        return run
 
     async def _waiting(self, app: Subscriber, image: str) -> Run | None:
         """A run that has not begun and deploys that image: it will take what is there then."""
