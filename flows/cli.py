@@ -247,6 +247,7 @@ def _run(app: str, as_json: bool, start: Callable[[], Report]) -> None:
             report = start()
         except httpx.HTTPError as error:
             report = _without_prefect(error)
+        _ensure_succeeded(report)
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
@@ -257,7 +258,6 @@ def _without_prefect(error: httpx.HTTPError) -> Report:
     """The report of a run that Prefect's server did not live to see.
 
     Raises:
-        NonstopError: the run's own failure; its end is not in Prefect's history.
         Unavailable: the run did not begin, as far as is known here.
     """
     report = ended()
@@ -269,11 +269,20 @@ def _without_prefect(error: httpx.HTTPError) -> Report:
     ERR.print(
         f"The Prefect server went away, so its history lacks the end: {error}", style="yellow"
     )
+    return report
+
+
+def _ensure_succeeded(report: Report) -> None:
+    """What was asked for was done.
+
+    Raises:
+        NonstopError: it was not, and waits for the app's release window; or it failed, and
+            Prefect's history lacks its end.
+    """
     if report.outcome != "succeeded":
         failure = NonstopError(report.message, report.evidence)
         failure.outcome = report.outcome
-        raise failure from error
-    return report
+        raise failure
 
 
 @contextmanager

@@ -10,11 +10,12 @@ from typing import NoReturn
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.logging import get_run_logger
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Scheduled
 from prefect.utilities.urls import url_for
@@ -31,8 +32,9 @@ def ensure_in_window(app: App, override: str) -> None:
     """The App may be deployed now, or somebody gave a reason why it is all the same.
 
     Raises:
-        Postponed: a run of the same deployment waits for the next opening.
-        OutsideWindow: this run is of no deployment, so that nobody would start it later.
+        Postponed: a run of the same deployment, or of the app's, waits for the next opening.
+        OutsideWindow: the app has no deployment, so that nobody would start it later.
+        Unavailable: the server does not answer.
     """
     # Prefect may begin a run half a second early, so a postponed one while it is still closed.
     now = max(datetime.now(UTC), flow_run.scheduled_start_time)
@@ -42,8 +44,7 @@ def ensure_in_window(app: App, override: str) -> None:
         note(f"Outside its release windows, with the reason: {override.strip()}")
         get_run_logger().warning("%s: outside its release windows: %s", app.name, override.strip())
         return
-    opening = next_opening(app.window, now)
-    _postpone(app, opening) if deployment.id else _refuse(app, opening)
+    _postpone(app, next_opening(app.window, now))
 
 
 def schedule(app: App, at: str, **parameters: str | bool | float) -> str:
@@ -67,9 +68,7 @@ def schedule(app: App, at: str, **parameters: str | bool | float) -> str:
         )
     try:
         with get_client(sync_client=True) as client:
-            of_deploy = FlowFilter(name=FlowFilterName(any_=["deploy"]))
-            there = client.read_deployments(flow_filter=of_deploy)
-            found = next((d for d in there if app_name(d.parameters.get("app")) == app.name), None)
+            found = _deployment(client, app)
             if found is None:
                 raise BadInput(
                     f"The Prefect server at {url} has no deployment of {app.name}: make it with "
@@ -124,16 +123,28 @@ def told(when: datetime, windows: Sequence[Window]) -> str:
     return f"{local:%a %Y-%m-%d %H:%M %Z}"
 
 
+def _deployment(client: SyncPrefectClient, app: App) -> DeploymentResponse | None:
+    """The app's, on a server that runs by itself; None: there is none."""
+    if not PREFECT_API_URL.value():
+        return None
+    of_deploy = FlowFilter(name=FlowFilterName(any_=["deploy"]))
+    there = client.read_deployments(flow_filter=of_deploy)
+    return next((d for d in there if app_name(d.parameters.get("app")) == app.name), None)
+
+
 def _postpone(app: App, opening: datetime) -> NoReturn:
     when = told(opening, app.window)
     try:
         with get_client(sync_client=True) as client:
             me = client.read_flow_run(UUID(str(flow_run.id)))
+            of = me.deployment_id or getattr(_deployment(client, app), "id", None)
+            if of is None:
+                _refuse(app, opening)
             run: FlowRun | None = None
             while run is None or not (run.state and run.state.is_scheduled()):
                 # the same request waits once; one that somebody cancelled does not count
                 run = client.create_flow_run_from_deployment(
-                    UUID(str(deployment.id)),
+                    of,
                     parameters=me.parameters,
                     name=name_of(me.parameters),
                     state=Scheduled(scheduled_time=opening, message=f"Its window opens {when}."),
@@ -161,9 +172,9 @@ def _key(app: str, opening: datetime, asked: FlowRun, over: FlowRun | None) -> s
 
 def _refuse(app: App, opening: datetime) -> NoReturn:
     raise OutsideWindow(
-        f"{app.name} may not be deployed before {told(opening, app.window)}: ask again then, have it "
-        f"done by `nonstop deploy {app.name} --at {opening.astimezone():%Y-%m-%dT%H:%M}`, or give a "
-        "reason with `--override`. Nothing was touched."
+        f"{app.name} may not be deployed before {told(opening, app.window)}: ask again then (a "
+        "Prefect server with a deployment of it, as `nonstop up` has, would do it by itself), or "
+        "give a reason with `--override`. Nothing was touched."
     )
 
 

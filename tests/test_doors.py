@@ -8,6 +8,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from tasks.bluegreen.app import parse
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.lock import Lock
 from tasks.bluegreen.nginx import Nginx
@@ -120,7 +121,7 @@ def test_a_reason_overrides_the_window_and_is_in_the_report(command: Command) ->
     _, err = command.run("deploy", shop.name, code=2)
     said = " ".join(err.split())
     assert f"{shop.name} may not be deployed before" in said
-    assert f"nonstop deploy {shop.name} --at " in said
+    assert "ask again then (a Prefect server with a deployment of it" in said
     assert shop.containers() == {}
     out, _ = command.run("plan", shop.name)
     assert re.match(r"not before .* 12:00 UTC, outside its release windows; or with", out)
@@ -128,6 +129,38 @@ def test_a_reason_overrides_the_window_and_is_in_the_report(command: Command) ->
     assert shop.live() == 1
     told = history.report(shop.name)
     assert "\nOutside its release windows, with the reason: the shop is down\n" in told
+
+
+def deployed_by(served: Served, shop: Shop) -> None:
+    """The server has a deployment of the shop; nobody runs it."""
+    deployment = history.ask("GET", f"/deployments/{served.ids['deploy']}")
+    body = {
+        "name": shop.name,
+        "flow_id": deployment["flow_id"],
+        "parameters": {"app": shop.described()},
+        "parameter_openapi_schema": deployment["parameter_openapi_schema"],
+    }
+    history.ask("POST", "/deployments/", body)
+
+
+def test_a_command_outside_the_window_waits_as_a_run_of_the_app_s_deployment(
+    command: Command, served: Served
+) -> None:
+    shop = command.shop
+    deployed_by(served, shop)
+    command.describe(window=[closed()])
+    opening = datetime.now(UTC) + timedelta(days=2)
+    for _ in range(2):
+        _, err = command.run("deploy", shop.name, "--image", "hello:v2", code=2)
+        (waits,) = scheduled(shop.name)
+        said = " ".join(err.split())
+        assert f"may not be deployed before {opening:%a %Y-%m-%d} 12:00 UTC: run deploy" in said
+        assert f"{waits['id']}) waits for it." in said
+    assert waits["expected_start_time"][:16] == f"{opening:%Y-%m-%d}T12:00"
+    assert waits["name"] == f"deploy {shop.name} hello:v2"
+    assert waits["parameters"]["image"] == "hello:v2"
+    assert parse(waits["parameters"]["app"]) == shop.app(window=[closed()])
+    assert shop.containers() == {}
 
 
 def test_a_deploy_at_a_later_time_is_a_run_of_the_app_s_deployment(
@@ -138,14 +171,7 @@ def test_a_deploy_at_a_later_time_is_a_run_of_the_app_s_deployment(
     assert f"has no deployment of {shop.name}: make it with `prefect deploy --all`" in " ".join(
         err.split()
     )
-    deployment = history.ask("GET", f"/deployments/{served.ids['deploy']}")
-    body = {
-        "name": shop.name,
-        "flow_id": deployment["flow_id"],
-        "parameters": {"app": shop.described()},
-        "parameter_openapi_schema": deployment["parameter_openapi_schema"],
-    }
-    history.ask("POST", "/deployments/", body)
+    deployed_by(served, shop)
     more = ("--approve", "--wait", "60", "--json")
     out, _ = command.run("deploy", shop.name, "--image", "hello:v2", "--at", "03:00", *more)
     said = json.loads(out)
