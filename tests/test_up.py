@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import httpx
 import pytest
 from prefect.automations import AutomationCore
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
@@ -24,6 +25,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.automations import CRASHED, SILENT, TOLD, ensure_automations
+from flows.inventory import ENTRYPOINT
 from tests.lab.command import BIN
 from tests.lab.host import Host
 from tests.lab.shop import Shop
@@ -167,6 +169,54 @@ def recoveries(host: Host) -> list[dict[str, Any]]:
     """The runs of deployment recover for the shop; the flow's own hook made none of them."""
     runs = host.find("flow_runs", deployments={"name": {"any_": ["recover"]}})
     return [run for run in runs if run["parameters"].get("app") == host.shop.name]
+
+
+def test_a_schedule_and_an_event_deploy_by_themselves(host: Host, api: Any, tmp_path: Path) -> None:
+    shop = Shop(api)
+    described = shop.described()
+    doors = {
+        "name": f"{shop.name}-by-itself",
+        "entrypoint": ENTRYPOINT,
+        "parameters": {"app": described},
+        "schedules": [{"cron": "* * * * * */12"}],  # each 12 s: cron's own minutes would take two
+        "triggers": [
+            {
+                "expect": ["image.pushed"],
+                "match": {"prefect.resource.id": f"image.{shop.name}"},
+                "parameters": {"image": "{{ event.payload.image }}", "wait": 60},
+            }
+        ],
+    }
+
+    def ended(state: str, **parameters: Any) -> list[dict[str, Any]]:
+        runs = host.find("flow_runs", deployments={"name": {"any_": [doors["name"]]}})
+        found = [run for run in runs if run["state_name"] == state]
+        return [run for run in found if parameters.items() <= run["parameters"].items()]
+
+    try:
+        second = Host(shop, tmp_path, api=host.url)
+        second.describe(doors)
+        with second:
+            second.until(lambda: ended("Completed"), 60, "a scheduled deploy")
+            second.until(lambda: ended("Unchanged"), 60, "a scheduled deploy of what serves")
+            (first, *_), (again, *_) = ended("Completed"), ended("Unchanged")
+            assert first["auto_scheduled"]
+            assert first["start_time"] < again["start_time"]
+            assert first["name"] == again["name"] == f"deploy {shop.name} hello:v1"
+            assert f"app:{shop.name}" in again["tags"]
+            event = ("event", "emit", "image.pushed", "--resource-id", f"image.{shop.name}")
+            subprocess.run(
+                [BIN / "prefect", *event, "--payload", json.dumps({"image": "hello:v2"})],
+                env=os.environ | {"PREFECT_API_URL": host.url},
+                timeout=60,
+                check=True,
+            )
+            second.until(lambda: ended("Completed", image="hello:v2"), 90, "the event's deploy")
+            deployment = host.get(f"deployments/name/deploy/{doors['name']}")["id"]
+            url = f"{host.url}/deployments/{deployment}"
+            second.until(lambda: httpx.delete(url, timeout=30).is_success, 30, "its end")
+    finally:
+        shop.close()
 
 
 def test_beside_a_server_of_yours_a_failure_is_told_and_sigterm_has_a_deploy_go_back(

@@ -109,6 +109,10 @@ class Host:
                 return holds()
             except httpx.TransportError:
                 return False  # the server is being started again
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != 503:  # SQLite takes one at a time
+                    raise
+                return False
 
         deadline = time.monotonic() + limit
         while not answered():
