@@ -27,10 +27,12 @@ from prefect.exceptions import ObjectNotFound
 from flows.names import ENDS
 from tasks.bluegreen.errors import BadInput
 
-FLOWS = ["deploy", "rollback"]
-RECOVER = "recover"  # the deployment's name
+DEPLOYS = ["deploy", "rollback"]
+RECOVER = "recover"  # the flow's name, and the deployment's
+FLOWS = [*DEPLOYS, RECOVER]
 SILENCE = 90  # seconds: three heartbeats are missing
 APP = "{{ (flow_run.parameters.app.name or flow_run.parameters.app) }}"
+WHOSE = '{{ (flow_run.parameters.app.name or flow_run.parameters.app or "all apps") }}'
 NAMES = SILENT, CRASHED, TOLD = (
     "nonstop: a silent run has crashed",
     "nonstop: recover after a crash",
@@ -78,11 +80,11 @@ def _content(automation: AutomationCore) -> dict[str, Any]:
 def _silent() -> AutomationCore:
     return AutomationCore(
         name=SILENT,
-        description=f"A deploy or rollback without a heartbeat for {SILENCE} s has died.",
+        description=f"A run of ours without a heartbeat for {SILENCE} s has died.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=_ours(),
+            match_related=_of(FLOWS),
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{n}" for n in ENDS)},
             for_each={"prefect.resource.id"},
@@ -102,7 +104,7 @@ def _crashed(recover: UUID) -> AutomationCore:
     return AutomationCore(
         name=CRASHED,
         description="What a crashed deploy or rollback left is finished or undone.",
-        trigger=_ended("CRASHED"),
+        trigger=_ended(DEPLOYS, "CRASHED"),  # a recover that crashes is followed by the next
         actions=[RunDeployment(deployment_id=recover, parameters={"app": APP, "wait": SILENCE})],
     )
 
@@ -110,34 +112,34 @@ def _crashed(recover: UUID) -> AutomationCore:
 def _told(block: UUID) -> AutomationCore:
     return AutomationCore(
         name=TOLD,
-        description="A deploy or rollback that failed or crashed is told: app, reason and link.",
-        trigger=_ended("FAILED", "CRASHED"),
+        description="A run of ours that failed or crashed is told: app, reason and link.",
+        trigger=_ended(FLOWS, "FAILED", "CRASHED"),
         actions=[
             SendNotification(
                 block_document_id=block,
-                subject=f"{{{{ flow.name }}}} of {APP}: {{{{ flow_run.state.name }}}}",
+                subject=f"{{{{ flow.name }}}} of {WHOSE}: {{{{ flow_run.state.name }}}}",
                 body="{{ flow_run.state.message }}\n{{ flow_run | ui_url }}",
             )
         ],
     )
 
 
-def _ended(*types: str) -> EventTrigger:
-    """At once, when a deploy or rollback comes into a state of one of these types."""
+def _ended(flows: list[str], *types: str) -> EventTrigger:
+    """At once, when a run of these flows comes into a state of one of these types."""
     return EventTrigger(
         posture=Posture.Reactive,
         match=ResourceSpecification(
             {"prefect.resource.id": "prefect.flow-run.*", "prefect.state-type": list(types)}
         ),
-        match_related=_ours(),
+        match_related=_of(flows),
         expect={"prefect.flow-run.*"},
         for_each={"prefect.resource.id"},
         threshold=1,
     )
 
 
-def _ours() -> ResourceSpecification:
-    return ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": FLOWS})
+def _of(flows: list[str]) -> ResourceSpecification:
+    return ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": flows})
 
 
 def _block(client: SyncPrefectClient, notify: str | None) -> UUID | None:

@@ -149,7 +149,10 @@ def recover_command(
 ) -> None:
     """Finish or undo what a run of APP, or of any app, left when it died."""
     with _outcomes(app or "", as_json), _prefect(), progress(app or "recover"):
-        reports = recover(app, wait)
+        try:
+            reports = recover(app, wait)
+        except httpx.HTTPError as error:
+            reports = [_without_prefect(error)]
     if as_json:
         print_json([report.model_dump(mode="json") for report in reports])
     else:

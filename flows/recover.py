@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
-from prefect import flow
+from prefect import flow, states
+from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort, Pause
 from prefect.logging import get_run_logger
 
+from flows.account import begin, completed, failed, note, sentence, unexpected
+from flows.artifact import publish
 from flows.interrupts import Interrupts
 from flows.names import recover_name
+from flows.reported import NAMES, tag
 from flows.way_back import WayBack, retire
 from tasks.bluegreen.app import Proxy
 from tasks.bluegreen.containers import Engine
-from tasks.bluegreen.errors import Failed, Locked, NonstopError, StateUnknown
+from tasks.bluegreen.errors import Failed, Locked, NonstopError, Outcome, StateUnknown
 from tasks.bluegreen.model import Observed, Plan, Recovery, Report, Verified
 from tasks.bluegreen.recovery import plan_recovery, plan_resumed
 from tasks.health_check import health_check
 from tasks.locked import locked
-from tasks.observe import observe
+from tasks.observe import observe, running_proxies
 from tasks.put_right import put_right
 from tasks.step import STEPS
 from tasks.verify_traffic import verify_traffic
 
 HOURS = 3600
+SEVERITY: list[Outcome] = ["refused", "failed", "unknown"]
 
 
 @flow(name="recover", flow_run_name=recover_name, timeout_seconds=2 * HOURS, persist_result=False)
@@ -33,58 +41,129 @@ def recover(app: str | None = None, wait: float = 0) -> list[Report]:
         app: Name of the app; empty: all apps.
         wait: Seconds to wait for another run of an app; 0: leave the app to that run.
     """
-    STEPS.set([])
-    with Engine() as engine:
-        names = (app,) if app else engine.apps()
+    begin(app or "")
+    if app:
+        tag(app)
     reports: list[Report] = []
     failures: list[NonstopError] = []
+    try:
+        with Engine() as engine:
+            names = (app,) if app else engine.apps()
+    except NonstopError as failure:
+        names, failures = (), [failure]
     for name in names:
+        begin(name)
         try:
-            reports.append(_recover_one(name, wait))
+            with _in_words(name):
+                report = completed(_recover_one(name, wait))
         except NonstopError as failure:  # the others have their turn, too
+            get_run_logger().error("%s", failure)
             failures.append(failure)
-    if len(failures) == 1:
-        raise failures[0]
-    if failures:
-        raise StateUnknown(" ".join(f.what for f in failures), "\n".join(map(str, failures)))
-    return reports
+            report = failed(failure)
+        reports.append(report)
+        if report.changed:
+            publish(report, report.outcome)
+    begin(app or "")
+    return cast("list[Report]", _end(reports, failures))  # callers get what is in the state
+
+
+def _end(reports: list[Report], failures: list[NonstopError]) -> State[Any]:
+    """The state that tells how it ended; of several failures with the worst outcome."""
+    if not failures:
+        message = " ".join(part for one in reports for part in (one.message, *one.notes))
+        note(report=Report(outcome="succeeded", app="", message=message))
+        return states.Completed(message=message, data=reports)
+    failure = failures[0]
+    if len(failures) > 1:
+        failure = NonstopError(" ".join(f.what for f in failures), "\n".join(map(str, failures)))
+        failure.outcome = max((f.outcome for f in failures), key=SEVERITY.index)
+    report = failed(failure)
+    return states.Failed(name=NAMES[failure.outcome], message=report.message, data=failure)
+
+
+@contextmanager
+def _in_words(app: str) -> Iterator[None]:
+    """What fails within by a time-out or a bug is one of our failures, too.
+
+    Raises:
+        StateUnknown: as nobody knows how far it came.
+    """
+    try:
+        yield
+    except (NonstopError, Abort, Pause):
+        raise
+    except Exception as error:
+        if not isinstance(error, TimeoutError):
+            get_run_logger().exception("A bug, or something that nobody expected")
+        raise StateUnknown(
+            f"{unexpected(app, error).what} What a dead run left may be half put right, so a "
+            f"person has to look: `nonstop status {app}`, then `nonstop recover {app}` again."
+        ) from error
 
 
 def _recover_one(app: str, wait: float) -> Report:
     with Engine() as engine:
         there = engine.releases(app)
+        proxies = running_proxies(engine, there)
     if not there:  # a first deploy that died before it made anything
-        message = f"{app}: nothing to put right, this engine has no release of it."
-        return Report(outcome="succeeded", app=app, message=message)
-    proxy = there[-1].settings.proxy
-    if not observe(app, proxy).proxy_since:
-        message = f"{app}: nothing to put right, its proxy {proxy.container} is not there."
-        return Report(outcome="succeeded", app=app, message=message)
+        return _untouched(app, f"{app}: nothing to put right, this engine has no release of it.")
+    newest = there[-1].settings.proxy
+    if not observe(app, newest).proxy_since and not proxies:
+        message = f"{app}: nothing to put right, its proxy {newest.container} is not there."
+        return _untouched(app, message)
+    needed, now = False, []
     try:
-        with locked(app, proxy, wait) as holder:
-            seen = observe(app, proxy)
-            recovery = plan_recovery(seen)
-            now = carry_out(recovery, seen, proxy, holder) if recovery.needed else seen
+        with locked(app, proxies[-1], wait) as holder:
+            for proxy in proxies:
+                seen = observe(app, proxy)
+                recovery = plan_recovery(seen)
+                needed |= recovery.needed
+                now.append(carry_out(recovery, seen, proxy, holder) if recovery.needed else seen)
     except Locked as busy:
         get_run_logger().info(busy.what)
-        return Report(outcome="succeeded", app=app, message=busy.what)
-    serves = f"release {now.live.number} serves" if now.live else "no release serves"
-    message = f"{app}: {'put right' if recovery.needed else 'nothing to put right'}, {serves}."
+        return _untouched(app, busy.what)
+    several = len(proxies) > 1
+    lives = [
+        f"release {one.live.number} serves{f' behind {one.proxy}' if several else ''}"
+        for one in now
+        if one.live
+    ]
+    message = (
+        f"{app}: {'put right' if needed else 'nothing to put right'}, "
+        f"{' and '.join(lives) or 'no release serves'}."
+    )
     get_run_logger().info(message)
     return Report(
         outcome="succeeded",
         app=app,
-        release=now.live.number if now.live else None,
+        release=max((one.live.number for one in now if one.live), default=None),
         steps=tuple(STEPS.get() or ()),
+        changed=needed,
         message=message,
     )
+
+
+def _untouched(app: str, message: str) -> Report:
+    return Report(outcome="succeeded", app=app, changed=False, message=message)
 
 
 def recovered(seen: Observed, proxy: Proxy, holder: str) -> Observed:
     """What is there when nothing is left of dead runs; a live release that is bad is kept.
 
-    The run that asks is going to replace it: that may be the fix.
+    The run that asks is going to replace it: that may be the fix. What a run left behind a proxy
+    that the app moved from, or never arrived at, is put right as well.
     """
+    if len(seen.behind) < len(seen.releases):
+        with Engine() as engine:
+            proxies = running_proxies(engine, seen.releases)
+        for other in proxies:
+            if other.container != proxy.container:
+                _as_far_as_possible(observe(seen.app, other), other, holder)
+        seen = observe(seen.app, proxy)
+    return _as_far_as_possible(seen, proxy, holder)
+
+
+def _as_far_as_possible(seen: Observed, proxy: Proxy, holder: str) -> Observed:
     recovery = plan_recovery(seen)
     if not recovery.needed:
         return seen
@@ -99,15 +178,22 @@ def carry_out(recovery: Recovery, seen: Observed, proxy: Proxy, holder: str) -> 
     """The recovery is done; what is there now.
 
     Raises:
-        StateUnknown: what is live is not good, and there is nothing to go back to.
+        StateUnknown: what is live is not good, and there is nothing to go back to; or nobody knows
+            how far it came.
     """
+    with _in_words(seen.app):
+        _carry_out(recovery, seen, proxy, holder)
+    return observe(seen.app, proxy)
+
+
+def _carry_out(recovery: Recovery, seen: Observed, proxy: Proxy, holder: str) -> None:
     put_right(recovery, seen, proxy, holder)
     if recovery.finish:
         try:
             _finish(recovery, observe(seen.app, proxy), holder)
-        except Failed as failure:  # it went back
+        except Failed as failure:
             get_run_logger().warning("%s", failure)
-    return observe(seen.app, proxy)
+            note(f"Release {recovery.live} was not good: {sentence(failure)}")
 
 
 def _finish(recovery: Recovery, seen: Observed, holder: str) -> None:
@@ -142,5 +228,6 @@ def recover_afterwards(flow: Any, flow_run: Any, state: Any) -> None:
     name = app.get("name") if isinstance(app, dict) else getattr(app, "name", app)
     with Engine() as engine:
         there = engine.releases(str(name))
-    if there and plan_recovery(observe.fn(str(name))).needed:
+        proxies = running_proxies(engine, there)
+    if any(plan_recovery(observe.fn(str(name), proxy)).needed for proxy in proxies):
         recover(str(name), wait=60)

@@ -50,7 +50,7 @@ def print_report(report: Report) -> None:
 def print_recovered(reports: Sequence[Report]) -> None:
     """A sentence for each app."""
     for report in reports:
-        OUT.print(report.message, markup=False, soft_wrap=True)
+        OUT.print(" ".join((report.message, *report.notes)), markup=False, soft_wrap=True)
     if not reports:
         OUT.print("No app is deployed on this engine.")
 

@@ -62,10 +62,5 @@ def _proxies(app: str, proxy: Proxy) -> list[Proxy]:
     In one order for every run, so that no two wait for each other.
     """
     with Engine() as engine:
-        found = {one.container: one for one in engine.proxies(app) if _runs(engine, one.container)}
+        found = {one.container: one for one in engine.proxies(app) if engine.runs(one.container)}
     return [one for _, one in sorted((found | {proxy.container: proxy}).items())]
-
-
-def _runs(engine: Engine, container: str) -> bool:
-    seen = engine.inspect(container)
-    return seen is not None and seen["State"]["Status"] == "running"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from tasks.bluegreen.app import Proxy
 from tasks.bluegreen.containers import Engine
-from tasks.bluegreen.errors import NothingKept
-from tasks.bluegreen.model import Observed
+from tasks.bluegreen.errors import EngineHiccup, NothingKept, Unavailable
+from tasks.bluegreen.model import Observed, Release
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.proxy import ranges, to_create
 from tasks.step import step
@@ -19,7 +21,8 @@ def observe(app: str, proxy: Proxy | None = None) -> Observed:
 
     Args:
         app: name of the app.
-        proxy: the nginx in front; by default the one that the newest release was deployed behind.
+        proxy: the nginx in front; by default the one that serves the newest release; where none
+            serves any, the one that the newest was deployed behind.
 
     Raises:
         Unavailable: engine or proxy cannot be asked, so nothing may be decided.
@@ -33,7 +36,8 @@ def observe(app: str, proxy: Proxy | None = None) -> Observed:
                     f"There is no release of {app} on this engine: check the name, or deploy it "
                     f"with `nonstop deploy {app}`."
                 )
-            proxy = releases[-1].settings.proxy
+            proxy = _home(engine, app, releases)
+        others = tuple(_serving(engine, app, releases, apart_from=proxy.container))
         subnet, dynamic = ranges(engine, proxy)
         if to_create(engine, proxy):
             return Observed(
@@ -41,6 +45,7 @@ def observe(app: str, proxy: Proxy | None = None) -> Observed:
                 proxy=proxy.container,
                 releases=releases,
                 live=None,
+                others=others,
                 strangers=engine.strangers(app),
                 subnet=subnet,
                 dynamic=dynamic,
@@ -58,6 +63,7 @@ def observe(app: str, proxy: Proxy | None = None) -> Observed:
             live=look.live,
             site=look.site,
             before=look.before,
+            others=others,
             nginx=look.version,
             leaving=leaving,
             taken=taken,
@@ -66,3 +72,34 @@ def observe(app: str, proxy: Proxy | None = None) -> Observed:
             subnet=subnet,
             dynamic=dynamic,
         )
+
+
+def running_proxies(engine: Engine, releases: Iterable[Release]) -> list[Proxy]:
+    """The proxies that these releases are behind and that run; that of the newest is the last."""
+    found: dict[str, Proxy] = {}
+    for release in releases:
+        proxy = release.settings.proxy
+        found.pop(proxy.container, None)
+        found[proxy.container] = proxy
+    return [one for one in found.values() if engine.runs(one.container)]
+
+
+def _home(engine: Engine, app: str, releases: tuple[Release, ...]) -> Proxy:
+    lives = _serving(engine, app, releases)
+    newest = releases[-1].settings.proxy
+    return lives[max(lives)] if lives else newest
+
+
+def _serving(
+    engine: Engine, app: str, releases: tuple[Release, ...], apart_from: str = ""
+) -> dict[int, Proxy]:
+    """Of an app that moved: which release each of its proxies serves; else nothing is asked."""
+    if len({release.settings.proxy.container for release in releases} | {apart_from} - {""}) < 2:
+        return {}
+    lives: dict[int, Proxy] = {}
+    for proxy in running_proxies(engine, releases):
+        if proxy.container != apart_from:
+            with suppress(Unavailable, EngineHiccup):  # what it serves is not known
+                live = Nginx(engine, proxy).look(app).live
+                lives |= {live.number: proxy} if live else {}
+    return lives

@@ -110,6 +110,11 @@ class Engine:
                 return None
             return found
 
+    def runs(self, container: str) -> bool:
+        """Whether there is such a container, and it runs."""
+        seen = self.inspect(container)
+        return seen is not None and seen["State"]["Status"] == "running"
+
     def network(self, name: str) -> dict[str, Any] | None:
         """A network's whole description; None when there is no such network."""
         with engine_words(f"describe network {name}"):

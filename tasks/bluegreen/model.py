@@ -101,6 +101,9 @@ class Observed(Frozen):
     )
     site: str | None = Field(default=None, description="The site's text on disk.")
     before: str | None = Field(default=None, description="What the site's file was before.")
+    others: tuple[int, ...] = Field(
+        default=(), description="Releases that other proxies of the app serve."
+    )
     nginx: tuple[int, ...] = Field(default=(), description="Version of the proxy's nginx.")
     leaving: tuple[int, ...] = Field(
         default=(), description="Workers of generations before the running one, by process id."

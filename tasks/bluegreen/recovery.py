@@ -49,17 +49,26 @@ def _nobody_serves(seen: Observed) -> Recovery:
     if seen.live is not None:  # all containers of what nginx serves are gone
         number = seen.live.number
         return Recovery(app=seen.app, live=number, finish=True, blue=_way_back(seen, number))
-    # The green of a first deploy; where there was another release, or another proxy, it may have
-    # served, and somebody took its site away.
-    alone = len(seen.releases) == len(seen.behind) == 1 and seen.behind[0].number == 1
-    first = seen.behind[0] if alone and seen.proxy_since else None
-    abandoned = first is not None and all(r.created > seen.proxy_since for r in first.replicas)
     return Recovery(
         app=seen.app,
         live=None,
         site="remove" if seen.site is not None else "is loaded",
-        remove=(first.number,) if first and abandoned else (),
+        remove=_never_served(seen),
     )
+
+
+def _never_served(seen: Observed) -> tuple[int, ...]:
+    """The green of a first deploy, or of the first behind a proxy that the app was to move to.
+
+    Where there was another release it may have served, and somebody took its site away.
+    """
+    if len(seen.behind) != 1 or not seen.proxy_since:
+        return ()
+    (green,) = seen.behind
+    first = green.number == 1 and len(seen.releases) == 1
+    moving = any(n < green.number for n in seen.others) and green is seen.releases[-1]
+    newer = all(replica.created > seen.proxy_since for replica in green.replicas)
+    return (green.number,) if newer and (first or moving) else ()
 
 
 def _standing(release: Release) -> tuple[str, ...]:

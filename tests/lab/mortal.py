@@ -1,9 +1,9 @@
 """The nonstop command, and the flow that a runner starts, which die where they are told.
 
 The file that MORTAL names says where and how, as JSON: `step` (a task's name) or `effect` (the
-how-manieth change that the engine is asked for), `when` (before or after it), and `way`. What it
-has to do with the world (a server to stop, a database to lock) is in `target`. With `record`, the
-changes are written there instead.
+how-manieth change that the engine is asked for, or the first by a call of that name), `when`
+(before or after it), and `way`. What it has to do with the world (a server to stop, a database to
+lock) is in `target`. With `record`, the changes are written there instead.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Mortal:
             if record := self.told.get("record"):
                 with Path(record).open("a") as file:
                     file.write(f"{name}\n")
-            if self.told.get("effect") == number:
+            if self.told.get("effect") in (number, name):
                 return fatal(api, *args, **kwargs)
             return function(api, *args, **kwargs)
 
