@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.lab import engine, images
+from tests.lab import engine, images, tally
 from tests.lab.command import Command
 from tests.lab.served import Served
 from tests.lab.server import prefect_of_its_own
 from tests.lab.shop import Shop
+from tests.lab.tally import Case
 from tests.lab.webhooks import Receiver
 
 # A shell that starts the tests in the background makes them and their commands ignore Ctrl-C.
@@ -58,6 +59,23 @@ def receiver(prefect: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A receiver of webhooks, with a secret for every sender."""
     with Receiver(tmp_path_factory.mktemp("secrets")) as running:
         yield running
+
+
+@pytest.fixture
+def count(request: pytest.FixtureRequest) -> Callable[[list[Case]], None]:
+    """Takes cases, whose figures are shown below the results of all tests."""
+
+    def take(cases: list[Case]) -> None:  # workers hand on nothing but plain values
+        request.node.user_properties.append((tally.PROPERTY, [tuple(case) for case in cases]))
+
+    return take
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lines = list(tally.table(terminalreporter.stats))
+    if lines:
+        terminalreporter.section("what was survived")
+        terminalreporter.write_line("\n".join(lines))
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from tests.lab.needs import cannot_run
 from tests.lab.nginx import until_it_answers
 from tests.lab.registry import Registry
 from tests.lab.shop import Shop
+from tests.lab.tally import Case
 
 SETTLED = 11.0  # seconds; Docker waits twice as long after each crash within 10 s of the one before
 
@@ -89,10 +90,14 @@ class World:
         self.machine.restart(signal.SIGKILL)
         until_it_answers(self.shop)
 
-    def engine_is_silent(self) -> None:
+    def engine_is_silent(self, seconds: float = 4) -> None:
         """The engine does not answer for some seconds."""
         self.machine.process.send_signal(signal.SIGSTOP)
-        threading.Timer(4, self.machine.process.send_signal, (signal.SIGCONT,)).start()
+        threading.Timer(seconds, self.machine.process.send_signal, (signal.SIGCONT,)).start()
+
+    def engine_is_silent_for_long(self) -> None:
+        """It does not answer for longer than calls to it and the lock last."""
+        self.engine_is_silent(40)
 
     def client_hangs(self) -> None:
         """Every question to nginx in its container is never answered."""
@@ -107,41 +112,51 @@ class World:
 
     def host_reboots(self) -> None:
         """Everything dies at once, the deploy too."""
+        self.deaths.process.kill()
         self.machine.reboot()
         until_it_answers(self.shop, 60)
 
 
 @pytest.fixture
 def make_world(
-    prefect: None, api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prefect: None,
+    api: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: Callable[[list[Case]], None],
 ) -> Iterator[Callable[..., World]]:
     if os.geteuid() != 0 or shutil.which("dockerd") is None:
         cannot_run("an engine of its own needs root and dockerd: run it where `make test` is root")
     machines: list[Machine] = []
+    worlds: list[World] = []
 
     def make(live_restore: bool, disk: str = "") -> World:
         machine = Machine(tmp_path, live_restore=live_restore, disk=disk)
         machines.append(machine.__enter__())
         machine.load(api, "hello:v1", "hello:v2", PROXY)
         monkeypatch.setenv("DOCKER_HOST", machine.url)
-        return World(machine, tmp_path)
+        worlds.append(World(machine, tmp_path))
+        return worlds[-1]
 
     yield make
+    count([case for world in worlds for case in world.deaths.cases])
     for machine in machines:
         machine.__exit__(None, None, None)
 
 
 def break_at(world: World, breaks: str, moments: list[tuple[str, str]], silence: float) -> None:
     """At each moment of a deploy the world breaks; nobody serves for so many seconds at most."""
+    if breaks == "engine_is_silent_for_long":
+        world.deaths.command.environment["DOCKER_CLIENT_TIMEOUT"] = "5"
     for step, when in moments:
         world.deaths.die(breaks, getattr(world, breaks), silence, step=step, when=when)
-    world.deaths.tell()
 
 
 BREAKS = [  # what breaks, whether containers survive the engine, seconds for which nobody may serve
     ("engine_restarts", True, 5),
     ("engine_crashes", True, 5),
     ("engine_is_silent", True, 0),
+    ("engine_is_silent_for_long", True, 0),
     ("engine_restarts", False, 40),
     ("proxy_crashes", True, 10),
     ("a_replica_of_green_crashes", True, 5),

@@ -1,15 +1,14 @@
-"""Deploys that die, or whose world breaks, with visitors all the while; and a look from outside."""
+"""Runs that die, or whose world breaks, with visitors all the while; and a look from outside."""
 
 from __future__ import annotations
 
 import json
 import signal
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flows.recover import recover
 from tasks.bluegreen.recovery import plan_recovery
@@ -17,6 +16,7 @@ from tasks.observe import observe
 from tests.lab.command import Command, Process
 from tests.lab.mortal import STEPS
 from tests.lab.shop import Shop
+from tests.lab.tally import Case
 
 ROOT = Path(__file__).parents[2]
 MORTAL = (sys.executable, "-c", "import flows.cli, tests.lab.mortal; flows.cli.main()")
@@ -27,19 +27,16 @@ KINDS = ("get", "fresh", "post")
 PATIENCE = 180.0
 
 
-class Case(NamedTuple):
-    """What became of one death."""
-
-    what: str
-    code: int
-    seconds: float  # from the death until all is clean
-    requests: int
-    lost: int
-    silence: float  # seconds of the longest time without a right answer
+STORIES: dict[str, dict[str, Any]] = {  # what dies, and how its green is verified
+    "deploy": {},
+    "bad deploy": {"status": [418]},  # it goes back by itself
+    "rollback": {},
+    "recover": {},  # of what a deploy left that was killed after its cutover
+}
 
 
 class Deaths:
-    """Deploys that die, one after the other, of one shop."""
+    """Runs that die, one after the other, of one shop."""
 
     def __init__(self, command: Command, folder: Path) -> None:
         self.command, self.shop = command, command.shop
@@ -54,79 +51,92 @@ class Deaths:
         meddle: Callable[[], object] | None = None,
         silence: float = 0,
         mend: Callable[[], object] | None = None,
+        *,
+        story: str = "deploy",
+        then: str = "recover",
         **told: Any,
     ) -> Case:
-        """One deploy that dies as told; then recovery, on its own, and a look from outside.
+        """One run that dies as told; then another one, and a look from outside.
 
         Args:
             way: what `mortal.py` does, or any word that tells what `meddle` does.
             meddle: breaks the world when the moment has come.
             silence: seconds for which nobody may serve, so that requests are lost; 0: none is.
-            mend: puts the world in order again after the deploy has ended.
+            mend: puts the world in order again after the run has ended.
+            story: what dies, of STORIES.
+            then: what comes afterwards: recover, or a deploy straight on what is left.
             told: the moment.
         """
-        shop, before = self.shop, self.shop.live()
-        number = len(self.cases) + 1
+        shop, number = self.shop, len(self.cases) + 1
         place = self.told.with_name("reached")
-        self.told.write_text(
-            json.dumps({"way": way, "when": "before", "target": str(place), **told})
-        )
-        self.command.describe(environment={"RELEASE": f"{number}"}, verify={"bake_time": 1})
+        release = {"RELEASE": f"{number}"}
+        self.command.describe(environment=release, verify={"bake_time": 1} | STORIES[story])
+        if story == "rollback" and not self._kept():
+            shop.deploy("another")
         with shop.visitors(rate=100, kinds=KINDS) as heard:
-            process = self.command.start("deploy", shop.name, program=MORTAL)
+            if story == "recover":
+                self._tell("SIGKILL", step="reload-nginx", when="after")
+                assert self._start("deploy").wait(PATIENCE) == -signal.SIGKILL
+            before, kept = shop.live(), self._kept()
+            self._tell(way, **{"when": "before", "target": str(place), **told})
+            self.process = self._start(story.split()[-1])
             try:
                 if meddle is not None:
-                    reached(place, process)
+                    reached(place, self.process)
                     meddle()
                     place.unlink()
-                _, err = process.communicate(timeout=PATIENCE)
+                _, err = self.process.communicate(timeout=PATIENCE)
             finally:
-                process.kill()
+                self.process.kill()
             if mend is not None:
                 mend()
             ended = time.monotonic()
-            recover(shop.name, wait=60)
+            if then == "recover":
+                recover(shop.name, wait=60)
+            else:
+                shop.deploy(f"{number} again")
             seconds = time.monotonic() - ended
+        code = self.process.returncode
         case = Case(
-            f"{way} {told}",
-            process.returncode,
-            seconds,
-            heard.requests,
-            heard.lost,
-            heard.silence,
+            f"{way} {story} {told}", code, seconds, heard.requests, heard.lost, heard.silence
         )
         self.cases.append(case)
         assert heard.silence <= silence if silence else heard.lost == 0, (case, heard.losses, err)
         nobody = {""} if silence else set()  # nginx's own answer
-        served = {f"{number}", *self.releases()} | nobody
-        assert set(heard.releases) <= served, (case, heard.releases)
+        assert set(heard.releases) <= self._names() | nobody, (case, heard.releases)
         assert "Traceback" not in err or way == "SIGKILL", err
         ensure_clean(shop)
-        if process.returncode == 0:
-            assert shop.releases() == {f"{number}"}, (case, err)
-        elif process.returncode in (1, 2):
+        if then != "recover":
+            assert shop.releases() == {f"{number} again"}, (case, err)
+        elif code == 0:
+            assert shop.releases() == {kept if story == "rollback" else f"{number}"}, (case, err)
+        elif code in (1, 2):
             assert shop.live() == before or "Cleanup is pending" in err, (case, err)
-        elif process.returncode == 3:
-            assert "A person has to look" in " ".join(err.split()), (case, err)
-        else:
-            assert process.returncode == -signal.SIGKILL, (case, err)
+        if code == 3:
+            assert "person has to look" in " ".join(err.split()), (case, err)
+        assert code in (0, 1, 2, 3, -signal.SIGKILL), (case, err)
         return case
 
-    def releases(self) -> set[str]:
-        """What the live release and those before it call themselves."""
-        return {"zero", *(str(number) for number in range(1, len(self.cases) + 1))}
+    def _tell(self, way: str, **told: Any) -> None:
+        self.told.write_text(json.dumps({"way": way, **told}))
 
-    def tell(self) -> None:
-        """The figures, for whoever runs pytest with -s."""
-        if not self.cases:
-            return
-        seconds = [case.seconds for case in self.cases]
-        print(
-            f"\n{len(self.cases)} deaths, {sum(c.requests for c in self.cases)} requests, "
-            f"{sum(c.lost for c in self.cases)} lost, nobody served for at most "
-            f"{max(c.silence for c in self.cases):.1f} s; clean after "
-            f"{statistics.median(seconds):.1f} s (median), {max(seconds):.1f} s (worst)"
-        )
+    def _start(self, command: str) -> Process:
+        return self.command.start(command, self.shop.name, "--wait", "20", program=MORTAL)
+
+    def _kept(self) -> str:
+        """What the newest release before the live one calls itself; empty: there is none."""
+        live = self.shop.live() or 0
+        older = {int(name.partition("-")[0]) for name in self.shop.containers()} - {live}
+        if not older:
+            return ""
+        seen = self.shop.api.inspect_container(self.shop.container(f"{max(older)}-1"))
+        variables = dict(entry.partition("=")[::2] for entry in seen["Config"]["Env"])
+        return str(variables["RELEASE"])
+
+    def _names(self) -> set[str]:
+        """What releases have called themselves so far."""
+        numbers = range(1, len(self.cases) + 1)
+        return {"zero", "another", *(f"{n}" for n in numbers), *(f"{n} again" for n in numbers)}
 
 
 def reached(place: Path, process: Process) -> None:
