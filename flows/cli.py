@@ -206,7 +206,7 @@ def doctor(
     """Show what would stop a deploy here, each with its remedy; exit code 2 if anything would."""
     with _outcomes(app or "", as_json):
         apps = (load(app, file),) if app else load_all(file)
-        findings = list(examine(apps))
+        findings = list(examine(apps, others=app is None))
         if as_json:
             print_json([finding._asdict() for finding in findings])
         else:

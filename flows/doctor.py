@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +19,7 @@ from tasks.bluegreen.nginx import Look, Nginx
 from tasks.bluegreen.proxy import ranges, to_create
 from tasks.bluegreen.recovery import plan_recovery, recovery_lines
 from tasks.bluegreen.site import render_site
-from tasks.observe import observe
+from tasks.observe import observe, running_proxies
 from tasks.preflight import NOWHERE, ensure_described_well, ensure_site_loads
 
 API = (1, 40)  # of Docker 19.03, the first with all that is asked of it
@@ -36,11 +36,12 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def examine(apps: Sequence[App]) -> Iterator[Finding]:
+def examine(apps: Sequence[App], *, others: bool = False) -> Iterator[Finding]:
     """Everything that can be asked without touching anything.
 
     Args:
         apps: those that are described; none: engine and Prefect alone.
+        others: whether these are all, so that any other app's containers are left over.
     """
     yield from _prefect()
     try:
@@ -58,6 +59,8 @@ def examine(apps: Sequence[App]) -> Iterator[Finding]:
         for app in apps:
             look = _described if app.proxy.container in broken else _app
             yield from _guarded(app.name, partial(look, engine, app))
+        if others:
+            yield from _guarded("engine", partial(_left_over, engine, apps))
 
 
 def _guarded(where: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -84,11 +87,7 @@ def _prefect() -> Iterator[Finding]:
 def _engine(engine: Engine) -> Iterator[Finding]:
     with engine_words("describe itself"):
         about, info = engine.api.version(), engine.api.info()
-    version = f"Docker {about['Version']}, API {about['ApiVersion']}"
-    if tuple(map(int, about["ApiVersion"].split("."))) < API:
-        yield Finding("engine", version, "problem", "use Docker 19.03 or later")
-    else:
-        yield Finding("engine", f"{version}, {info['Driver']}")
+    yield of_engine(about["Version"], about["ApiVersion"])
     if not info.get("LiveRestoreEnabled"):
         yield Finding(
             "engine",
@@ -99,6 +98,14 @@ def _engine(engine: Engine) -> Iterator[Finding]:
         )
 
 
+def of_engine(version: str, api: str) -> Finding:
+    """Whether an engine is new enough."""
+    if tuple(map(int, api.split("."))) < API:
+        remedy = "use Docker 19.03 or later"
+        return Finding("engine", f"Docker {version}, API {api}", "problem", remedy)
+    return Finding("engine", f"Docker {version}, API {api}")
+
+
 def _proxy(engine: Engine, proxy: Proxy) -> Iterator[Finding]:
     where = proxy.container
     if to_create(engine, proxy):
@@ -107,7 +114,7 @@ def _proxy(engine: Engine, proxy: Proxy) -> Iterator[Finding]:
     nginx = Nginx(engine, proxy)
     nginx.check(None)
     look = nginx.look("nobody")
-    yield from _version(where, look)
+    yield of_nginx(where, look.version)
     code, _ = engine.exec(nginx.id, ["sh", "-c", "command -v flock"])
     if code != 0:
         remedy = "use an image with util-linux or busybox"
@@ -128,12 +135,12 @@ def _proxy(engine: Engine, proxy: Proxy) -> Iterator[Finding]:
     yield from _room(engine, where, look)
 
 
-def _version(where: str, look: Look) -> Iterator[Finding]:
-    version = f"nginx {'.'.join(map(str, look.version))}, whose configuration loads"
-    if look.version >= KEEPS:
-        yield Finding(where, version)
-        return
-    yield Finding(
+def of_nginx(where: str, numbers: tuple[int, ...]) -> Finding:
+    """Whether an nginx of this version spares keep-alive clients."""
+    version = f"nginx {'.'.join(map(str, numbers))}, whose configuration loads"
+    if numbers >= KEEPS:
+        return Finding(where, version)
+    return Finding(
         where,
         f"{version}; it has no keepalive_min_timeout, so a reload may reset keep-alive clients",
         "warning",
@@ -195,8 +202,15 @@ def _app(engine: Engine, app: App) -> Iterator[Finding]:
         remedy = "set `restart: unless-stopped`"
         yield Finding(app.name, f"restart: {app.restart}: a reboot ends it", "warning", remedy)
     seen = observe.fn(app.name, app.proxy)
-    for line in recovery_lines(plan_recovery(seen)):
-        yield Finding(app.name, f"a run died: {line}", "warning", f"`nonstop recover {app.name}`")
+    former = [
+        one
+        for one in running_proxies(engine, seen.releases)
+        if one.container != app.proxy.container
+    ]
+    for one in (seen, *(observe.fn(app.name, proxy) for proxy in former)):
+        for line in recovery_lines(plan_recovery(one)):
+            remedy = f"`nonstop recover {app.name}`"
+            yield Finding(app.name, f"a run died: {line}", "warning", remedy)
     for name in seen.strangers:
         yield Finding(
             app.name,
@@ -204,3 +218,24 @@ def _app(engine: Engine, app: App) -> Iterator[Finding]:
             "warning",
             f"`docker rename {name} {name}-other`, before a release gets its number",
         )
+
+
+def _left_over(engine: Engine, apps: Collection[App]) -> Iterator[Finding]:
+    """Containers of apps that are not described any more, and proxies of ours without any app."""
+    used = {app.proxy.container for app in apps}
+    for name in engine.apps():
+        releases = engine.releases(name)
+        used |= {release.settings.proxy.container for release in releases}
+        if name in {app.name for app in apps} or not releases:
+            continue
+        names = " ".join(replica.name for release in releases for replica in release.replicas)
+        yield Finding(
+            name,
+            f"is not described in the inventory, and has {len(names.split())} containers",
+            remedy=f"describe it again, or, once nobody asks for it: `docker rm -f {names}`",
+        )
+    with engine_words("list containers"):
+        listed = engine.api.containers(all=True, filters={"label": "nonstop.proxy"})
+    for where in sorted({entry["Labels"]["nonstop.proxy"] for entry in listed} - used):
+        remedy = f"`docker rm -f {where}`, and its volume {where}-sites"
+        yield Finding(where, "is a proxy of ours that no app is behind", remedy=remedy)

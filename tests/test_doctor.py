@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
+from flows.doctor import of_engine, of_nginx
+from tasks.bluegreen.site import TEMPLATES
 from tests.lab.command import Command
 from tests.lab.images import PROXY
 from tests.lab.shop import free_port
@@ -77,3 +81,54 @@ def test_a_single_file_that_is_mounted_into_nginx_is_named(command: Command, tmp
     assert "its directory" in only(found, "warning", "bind mount of a single file")["remedy"]
     assert "json-file" in only(found, "warning", "log driver none cannot be read")["remedy"]
     assert "docker update" in only(found, "warning", "does not come back after a reboot")["remedy"]
+
+
+def test_a_proxy_that_cannot_keep_runs_apart_is_a_problem(command: Command) -> None:
+    shop = command.shop
+    shop.deploy("one")
+    shop.exec("mv $(command -v flock) /flock")
+    assert "util-linux" in only(findings(command, 2), "problem", "has no flock")["remedy"]
+
+
+def test_a_template_without_keepalive_min_timeout_is_named(
+    command: Command, tmp_path: Path
+) -> None:
+    template = tmp_path / "site.conf.j2"
+    text = (TEMPLATES / "site.conf.j2").read_text()
+    template.write_text(re.sub(r".*keepalive_min_timeout.*\n", "", text))
+    command.describe(proxy={"template": str(template)})
+    command.shop.deploy("one")
+    found = only(findings(command), "warning", "has no keepalive_min_timeout, so a reload may")
+    assert "`keepalive_min_timeout 5s;`" in found["remedy"]
+
+
+def test_an_old_engine_is_a_problem_and_an_old_nginx_is_told_of() -> None:
+    assert of_engine("18.09.1", "1.39").level == "problem"
+    assert of_engine("19.03.0", "1.40").level == "fine"
+    assert of_nginx("nginx", (1, 27, 3)).level == "warning"
+    assert "1.27.4 or later" in of_nginx("nginx", (1, 22, 1)).remedy
+    assert of_nginx("nginx", (1, 27, 4)).level == "fine"
+
+
+def test_an_engine_that_stops_containers_with_itself_is_told_of(command: Command) -> None:
+    kept = command.shop.api.info()["LiveRestoreEnabled"]
+    told = [f for f in findings(command) if "live-restore is off" in f["what"]]
+    assert [f["level"] for f in told] == ([] if kept else ["warning"])
+    assert all("daemon.json" in f["remedy"] for f in told)
+
+
+def test_what_is_left_over_of_apps_that_are_no_longer_described_is_named(command: Command) -> None:
+    shop = command.shop
+    shop.deploy("one")
+    assert not [
+        f for f in findings(command) if f["where"] in (shop.name, shop.proxy) and f["remedy"]
+    ]
+    command.file.write_text("deployments: []")
+    (of_app,) = [f for f in findings(command) if f["where"] == shop.name]
+    assert of_app["what"] == "is not described in the inventory, and has 2 containers"
+    assert f"docker rm -f {shop.container('1-1')} {shop.container('1-2')}" in of_app["remedy"]
+    for name in shop.containers():
+        shop.api.remove_container(shop.container(name), force=True)
+    (of_proxy,) = [f for f in findings(command) if f["where"] == shop.proxy]
+    assert of_proxy["what"] == "is a proxy of ours that no app is behind"
+    assert f"docker rm -f {shop.proxy}" in of_proxy["remedy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -149,14 +150,15 @@ def break_at(world: World, breaks: str, moments: list[tuple[str, str]], silence:
     if breaks == "engine_is_silent_for_long":
         world.deaths.command.environment["DOCKER_CLIENT_TIMEOUT"] = "5"
     for step, when in moments:
-        world.deaths.die(breaks, getattr(world, breaks), silence, step=step, when=when)
+        case = world.deaths.die(breaks, getattr(world, breaks), silence, step=step, when=when)
+        assert breaks != "host_reboots" or case.code == -signal.SIGKILL, case
 
 
 BREAKS = [  # what breaks, whether containers survive the engine, seconds for which nobody may serve
     ("engine_restarts", True, 5),
     ("engine_crashes", True, 5),
     ("engine_is_silent", True, 0),
-    ("engine_is_silent_for_long", True, 0),
+    ("engine_is_silent_for_long", True, 45),  # nginx waits for it to take its access log
     ("engine_restarts", False, 40),
     ("proxy_crashes", True, 10),
     ("a_replica_of_green_crashes", True, 5),
@@ -193,6 +195,11 @@ def test_a_disk_that_is_full_is_refused_or_rolled_back(make_world: Callable[...,
         with pytest.raises(Unavailable, match=r"0 MiB are free .* needs about 256 MiB") as caught:
             shop.deploy("two")
         assert caught.value.outcome == "refused"
+        found = json.loads(deaths.command.run("doctor", shop.name, "--json", code=2)[0])
+        assert not [f for f in found if "live-restore" in f["what"]]
+        (disk,) = [f for f in found if f["level"] == "problem"]
+        assert "0 MiB are free on the engine's disk" in disk["what"]
+        assert "docker system df" in disk["what"]
     finally:
         machine.free()
     assert (shop.containers(), shop.sites()) == before

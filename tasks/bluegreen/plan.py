@@ -126,7 +126,7 @@ def plan_retirement(seen: Observed, keep: int) -> Retirement:
     if seen.live is None:
         return Retirement(stop=(), keep=(), remove=())
     live = seen.live.number
-    older = [release for release in reversed(seen.behind) if release.number < live]
+    older = [r for r in reversed(seen.behind) if r.number < live and r.number not in seen.others]
     kept = [release for release in older if release.complete][:keep]
     gone = [release.number for release in older if release not in kept]
     return Retirement(

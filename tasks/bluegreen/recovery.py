@@ -65,8 +65,9 @@ def _never_served(seen: Observed) -> tuple[int, ...]:
     if len(seen.behind) != 1 or not seen.proxy_since:
         return ()
     (green,) = seen.behind
-    first = green.number == 1 and len(seen.releases) == 1
-    moving = any(n < green.number for n in seen.others) and green is seen.releases[-1]
+    first = green.number == 1 and len(seen.releases) == 1 and not seen.others
+    older = bool(seen.others) and max(seen.others) < green.number
+    moving = older and green is seen.releases[-1]
     newer = all(replica.created > seen.proxy_since for replica in green.replicas)
     return (green.number,) if newer and (first or moving) else ()
 
@@ -76,7 +77,8 @@ def _standing(release: Release) -> tuple[str, ...]:
 
 
 def _newer(seen: Observed, number: int) -> tuple[int, ...]:
-    return tuple(release.number for release in seen.behind if release.number > number)
+    newer = (release.number for release in seen.behind if release.number > number)
+    return tuple(newest for newest in newer if newest not in seen.others)
 
 
 def _way_back(seen: Observed, number: int) -> int | None:
