@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.bluegreen.app import parse
@@ -268,7 +268,6 @@ def every(release: Release, status: str) -> Release:
     return release.model_copy(update={"replicas": replicas})
 
 
-@settings(max_examples=400)  # that its site of before is a preview is rare
 @given(worlds())
 def test_the_rest_of_a_deploy_leads_back_to_what_there_is(seen: Observed) -> None:
     recovery = plan_recovery(seen)
@@ -291,6 +290,20 @@ def test_the_rest_of_a_deploy_leads_back_to_what_there_is(seen: Observed) -> Non
         assert PREVIEW not in plan.previous_site
         named = Live.named_in(plan.previous_site)
         assert named == Live(number=plan.blue or 0, generation=plan.blue_generation or "")
+
+
+def test_a_site_with_a_preview_is_never_what_is_gone_back_to() -> None:
+    before = f'return 200 "shop 1 {"a" * 16}\\n";'
+    seen = Observed(
+        app="shop",
+        releases=(of(1), of(2)),
+        live=Live(number=2, generation="b" * 16),
+        site=f'return 200 "shop 2 {"b" * 16}\\n";',
+        before=before,
+    )
+    assert plan_resumed(seen, plan_recovery(seen), "me").previous_site == before
+    seen = seen.model_copy(update={"before": before + PREVIEW})
+    assert plan_resumed(seen, plan_recovery(seen), "me").previous_site is None
 
 
 @given(worlds())
