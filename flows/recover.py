@@ -22,6 +22,7 @@ from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.errors import Failed, Locked, NonstopError, Outcome, StateUnknown
 from tasks.bluegreen.model import Observed, Plan, Recovery, Report, Verified
 from tasks.bluegreen.recovery import plan_recovery, plan_resumed
+from tasks.bluegreen.shell import SHELLS
 from tasks.health_check import health_check
 from tasks.locked import locked
 from tasks.observe import observe, running_proxies
@@ -63,6 +64,7 @@ def recover(app: str | None = None, wait: float = 0) -> list[Report]:
         reports.append(report)
         if report.changed:
             publish(report, report.outcome)
+    SHELLS.close()
     begin(app or "")
     return cast("list[Report]", _end(reports, failures))  # callers get what is in the state
 
