@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from flows.recover import recover
 from tasks.bluegreen.drain import HEADER_TIMEOUT
 from tasks.bluegreen.errors import Failed, Refused
 from tests.lab.history import runs
+from tests.lab.needs import cannot_run
 from tests.lab.shop import Shop
 from tests.lab.visitors import posts_in_order
 
@@ -152,6 +156,27 @@ def test_an_app_that_ignores_its_stop_signal_is_stopped_after_its_grace(shop: Sh
     assert report.cleanup == "done"
     assert time.monotonic() - began < 20
     assert shop.containers()["1-1"] == "exited"
+
+
+def test_a_cleanup_that_fails_undoes_nothing_and_is_finished_by_the_next_run(shop: Shop) -> None:
+    shop.deploy("one")
+    shop.deploy("two")
+    oldest = shop.api.inspect_container(shop.container("1-1"))["Id"]
+    folder = Path(shop.api.info()["DockerRootDir"], "containers", oldest)
+    if os.geteuid() or not folder.is_dir():
+        cannot_run("only root can keep the local engine from removing a container")
+    (folder / "stays").touch()
+    if subprocess.run(["chattr", "+i", folder / "stays"], check=False).returncode:
+        cannot_run("the engine's disk has no file that cannot be removed")
+    try:
+        report = shop.deploy("three")
+        assert (report.outcome, report.cleanup) == ("succeeded", "pending")
+        assert "Cleanup is pending, the next run or `nonstop recover` finishes it" in report.message
+        assert shop.releases() == {"three"}
+    finally:
+        subprocess.run(["chattr", "-i", folder / "stays"], check=True)
+    recover(shop.name)
+    assert set(shop.containers()) == {"3-1", "3-2", "2-1", "2-2"}
 
 
 def test_docker_s_own_health_check_has_a_say(shop: Shop) -> None:
