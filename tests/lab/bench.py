@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -134,6 +135,11 @@ def drained(report: Report) -> float:
     return report.drained.seconds if report.drained else 0.0
 
 
+def allowed(figures: dict[str, Any]) -> float:
+    """Seconds that a deploy may take without its drain."""
+    return 1.3 * float(figures["floor"]) + 1
+
+
 def main() -> None:
     """Prints the figures; as JSON with --json."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -159,8 +165,10 @@ def main() -> None:
         table.add_row(name, *(f"{f[name]:.2f}" for f in figures))
     for name in figures[0]["steps"]:
         table.add_row(f"  {name}", *(f"{f['steps'][name]:.2f}" for f in figures))
-    table.add_row("allowed: 1.3 floors + 1 s", *(f"{1.3 * f['floor'] + 1:.2f}" for f in figures))
+    table.add_row("allowed: 1.3 floors + 1 s", *(f"{allowed(f):.2f}" for f in figures))
     OUT.print(table)
+    if any(f["deploy"] > allowed(f) for f in figures):
+        sys.exit("A deploy took longer than is allowed.")
 
 
 if __name__ == "__main__":
