@@ -231,5 +231,7 @@ def recover_afterwards(flow: Any, flow_run: Any, state: Any) -> None:
     with Engine() as engine:
         there = engine.releases(str(name))
         proxies = running_proxies(engine, there)
-    if any(plan_recovery(observe.fn(str(name), proxy)).needed for proxy in proxies):
+    needed = any(plan_recovery(observe.fn(str(name), proxy)).needed for proxy in proxies)
+    SHELLS.close()
+    if needed:
         recover(str(name), wait=60)
