@@ -45,28 +45,36 @@ def recover(app: str | None = None, wait: float = 0) -> list[Report]:
     begin(app or "")
     if app:
         tag(app)
+    try:
+        reports, failures = _each(app, wait)
+    finally:
+        SHELLS.close()
+    begin(app or "")
+    return cast("list[Report]", _end(reports, failures))  # callers get what is in the state
+
+
+def _each(app: str | None, wait: float) -> tuple[list[Report], list[NonstopError]]:
+    """A report of each app, and the failures among them; none keeps another app from its turn."""
     reports: list[Report] = []
     failures: list[NonstopError] = []
     try:
         with Engine() as engine:
             names = (app,) if app else engine.apps()
     except NonstopError as failure:
-        names, failures = (), [failure]
+        return [], [failure]
     for name in names:
         begin(name)
         try:
             with _in_words(name):
                 report = completed(_recover_one(name, wait))
-        except NonstopError as failure:  # the others have their turn, too
+        except NonstopError as failure:
             get_run_logger().error("%s", failure)
             failures.append(failure)
             report = failed(failure)
         reports.append(report)
         if report.changed:
             publish(report, report.outcome)
-    SHELLS.close()
-    begin(app or "")
-    return cast("list[Report]", _end(reports, failures))  # callers get what is in the state
+    return reports, failures
 
 
 def _end(reports: list[Report], failures: list[NonstopError]) -> State[Any]:
@@ -110,6 +118,9 @@ def _recover_one(app: str, wait: float) -> Report:
     if not there:  # a first deploy that died before it made anything
         return _untouched(app, f"{app}: nothing to put right, this engine has no release of it.")
     newest = there[-1].settings.proxy
+    if not proxies and not any(release.running for release in there):
+        message = f"{app}: nothing to put right, neither {newest.container} nor a replica runs."
+        return _untouched(app, message)
     if not observe(app, newest).proxy_since and not proxies:
         message = f"{app}: nothing to put right, its proxy {newest.container} is not there."
         return _untouched(app, message)
@@ -231,7 +242,9 @@ def recover_afterwards(flow: Any, flow_run: Any, state: Any) -> None:
     with Engine() as engine:
         there = engine.releases(str(name))
         proxies = running_proxies(engine, there)
-    needed = any(plan_recovery(observe.fn(str(name), proxy)).needed for proxy in proxies)
-    SHELLS.close()
+    try:
+        needed = any(plan_recovery(observe.fn(str(name), proxy)).needed for proxy in proxies)
+    finally:
+        SHELLS.close()  # the runner, whose process this may be, lives on
     if needed:
         recover(str(name), wait=60)

@@ -66,7 +66,8 @@ def count(request: pytest.FixtureRequest) -> Callable[[list[Case]], None]:
     """Takes cases, whose figures are shown below the results of all tests."""
 
     def take(cases: list[Case]) -> None:  # workers hand on nothing but plain values
-        request.node.user_properties.append((tally.PROPERTY, [tuple(case) for case in cases]))
+        if cases:
+            request.node.user_properties.append((tally.PROPERTY, [tuple(case) for case in cases]))
 
     return take
 

@@ -234,15 +234,25 @@ def test_beside_a_server_of_yours_a_failure_is_told_and_sigterm_has_a_deploy_go_
                 assert second.ended(failed) == "Failed"
                 second.until(lambda: told, 20, "a notification")
                 stopped_while_it_deploys(second, second.process.terminate)
+            shop.api.stop(shop.proxy, timeout=3)
+            assert host.ended(host.ask("recover", "recover", app=shop.name)) == "Refused"
+            host.until(lambda: f"recover of {shop.name}: Refused" in subjects(told), 20, "another")
         message = next(one for one in told if shop.name in one["subject"])
-        assert message["subject"] == f"deploy of {shop.name}: Failed"
         # SQLite may have a message be sent twice; none is of the run that was cancelled
-        assert [one for one in told if shop.name in one["subject"] and one != message] == []
+        assert {one for one in subjects(told) if shop.name in one} == {
+            f"deploy of {shop.name}: Failed",
+            f"recover of {shop.name}: Refused",
+        }
         assert re.search(r"2-[12] ended", message["body"])
         assert "Release 1 serves, as before." in message["body"]
         assert message["body"].endswith(f"/runs/flow-run/{failed}")
     finally:
         shop.close()
+
+
+def subjects(told: list[dict[str, str]]) -> set[str]:
+    """Of the notifications."""
+    return {one["subject"] for one in told}
 
 
 def test_ctrl_c_has_a_deploy_go_back(host: Host, api: Any, tmp_path: Path) -> None:

@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 
 from tasks.bluegreen.errors import Unavailable
+from tasks.bluegreen.recovery import plan_recovery
+from tasks.observe import observe
+from tests.lab import history
 from tests.lab.command import Command
-from tests.lab.deaths import STEPS_OF_A_DEPLOY, Deaths
+from tests.lab.deaths import MORTAL, STEPS_OF_A_DEPLOY, Deaths, ensure_clean
 from tests.lab.images import PROXY
 from tests.lab.machine import Machine
 from tests.lab.needs import cannot_run
@@ -171,6 +174,38 @@ def test_after_a_reboot_in_the_middle_of_a_deploy_one_release_serves(
     make_world: Callable[..., World],
 ) -> None:
     break_at(make_world(False), "host_reboots", [("verify-traffic", "before")], 30)
+
+
+def test_a_recovery_of_all_apps_goes_on_where_one_cannot_be_put_right(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(True)
+    command, first = world.deaths.command, world.shop
+    second = Shop(world.machine.api, world.machine.address)
+    for shop in (first, second):
+        shop.deploy("one")
+        shop.deploy("two")
+        for name in shop.containers():  # as a run that died before its teardown leaves them
+            shop.api.start(shop.container(name))
+    told = {"way": "exception", "step": "put-right", "when": "before"}  # once
+    world.deaths.told.write_text(json.dumps(told))
+    process = command.start("recover", program=MORTAL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 3, err
+    said = " ".join(err.split())
+    left, right = sorted((first, second), key=lambda shop: shop.name)
+    assert f"{left.name}: Struck: struck. What a dead run left may be half put right" in said
+    assert f"{right.name}: put right, release {right.live()} serves." in said
+    assert "Traceback" not in err
+    ensure_clean(right)
+    assert plan_recovery(observe.fn(left.name)).needed
+    found = history.ask("POST", "/flow_runs/filter", {"flow_runs": {"name": {"any_": ["recover"]}}})
+    assert [run["state_name"] for run in found] == ["Unknown"]
+    out, _ = command.run("recover")
+    assert f"{left.name}: put right, release {left.live()} serves." in out
+    assert f"{right.name}: nothing to put right, release {right.live()} serves." in out
+    for shop in (first, second):
+        ensure_clean(shop)
 
 
 @pytest.mark.long

@@ -15,6 +15,7 @@ import httpx
 import yaml
 
 from flows.inventory import ENTRYPOINT
+from flows.names import ENDS
 from tests.lab.command import BIN
 from tests.lab.shop import Shop, free_port
 
@@ -146,8 +147,7 @@ class Host:
 
     def ended(self, run: str, limit: float = 60) -> str:
         """The name of the state in which a run has ended."""
-        final = {"Completed", "Failed", "Crashed", "Cancelled", "TimedOut"}
-        self.until(lambda: self.state(run) in final, limit, f"the end of {run}")
+        self.until(lambda: self.state(run) in ENDS, limit, f"the end of {run}")
         return self.state(run)
 
     def get(self, path: str) -> Any:
