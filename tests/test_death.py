@@ -88,7 +88,8 @@ def first_deploy_dies(command: Command, folder: Path, **told: Any) -> Case:
     shop.deploy("again")
     assert shop.releases() == {"again"}
     ensure_clean(shop)
-    return Case(f"first deploy {told}", process.returncode, seconds, 0, 0, 0)
+    who = "green" if left else "nobody"
+    return Case(f"first deploy {told}", process.returncode, seconds, 0, 0, 0, who)
 
 
 def test_a_first_deploy_that_dies_leaves_nothing(
@@ -148,8 +149,9 @@ def test_on_the_way_back_a_run_may_die_too(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("then", ["recover", "deploy"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "then"), [*((way, "recover") for way in WAYS), ("SIGKILL", "deploy")]
+)
 def test_at_every_step_a_run_may_die(deaths: Deaths, way: str, then: str) -> None:
     for step, when in MOMENTS:
         case = deaths.die(way, step=step, when=when, then=then)
@@ -224,7 +226,9 @@ def under_a_runner(deaths: Deaths, served: Served, way: str, step: str, when: st
             time.sleep(0.2)
         seconds = time.time() - place.stat().st_mtime
     place.unlink()
-    deaths.cases.append(Case(name, 0, seconds, heard.requests, heard.lost, heard.silence))
+    who = "blue" if shop.live() == before else "green"
+    figures = seconds, heard.requests, heard.lost, heard.silence
+    deaths.cases.append(Case(name, 0, *figures, who))
     assert heard.lost == 0, heard.losses
     assert seconds < 15, name
     ensure_clean(shop)

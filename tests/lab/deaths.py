@@ -97,9 +97,9 @@ class Deaths:
                 shop.deploy(f"{number} again")
             seconds = time.monotonic() - ended
         code = self.process.returncode
-        case = Case(
-            f"{way} {story} {told}", code, seconds, heard.requests, heard.lost, heard.silence
-        )
+        who = "the next" if then != "recover" else self._serves(story, before)
+        figures = seconds, heard.requests, heard.lost, heard.silence
+        case = Case(f"{way} {story} {told}", code, *figures, who)
         self.cases.append(case)
         assert heard.silence <= silence if silence else heard.lost == 0, (case, heard.losses, err)
         nobody = {""} if silence else set()  # nginx's own answer
@@ -122,6 +122,11 @@ class Deaths:
 
     def _start(self, command: str) -> Process:
         return self.command.start(command, self.shop.name, "--wait", "20", program=MORTAL)
+
+    def _serves(self, story: str, before: int | None) -> str:
+        """Whose release serves after a recovery: of the run that died, or what was before it."""
+        same = self.shop.live() == before
+        return "green" if same == (story == "recover") else "blue"
 
     def _kept(self) -> str:
         """What the newest release before the live one calls itself; empty: there is none."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-COLUMNS = ("deaths", "requests", "lost", "silent", "median", "worst")
+COLUMNS = ("deaths", "requests", "lost", "silent", "median", "worst", "served after")
 PROPERTY = "deaths"  # on the reports of tests, which pytest-xdist hands to its controller
 
 
@@ -19,6 +20,7 @@ class Case(NamedTuple):
     requests: int
     lost: int
     silence: float  # seconds of the longest time without a right answer
+    serves: str  # who serves afterwards: blue, green, the next run's or nobody
 
 
 def row(cases: Iterable[Any]) -> tuple[str, ...]:
@@ -33,6 +35,7 @@ def row(cases: Iterable[Any]) -> tuple[str, ...]:
         f"{silence:.1f}" if silence else "never",
         f"{statistics.median(seconds):.1f}",
         f"{max(seconds):.1f}",
+        ", ".join(f"{who} {n}" for who, n in sorted(Counter(c.serves for c in found).items())),
     )
 
 
@@ -57,4 +60,5 @@ def table(stats: dict[str, list[Any]]) -> Iterator[str]:
 
 
 def _line(columns: tuple[str, ...], test: str) -> str:
-    return "".join(f"{column:>9}" for column in columns) + f"  {test}"
+    *figures, serves = columns
+    return "".join(f"{column:>9}" for column in figures) + f"  {serves:26} {test}"
