@@ -73,6 +73,8 @@ def first_deploy_dies(command: Command, folder: Path, **told: Any) -> Case:
     """A first deploy that is killed; recover and a deploy straight on what is left end clean."""
     shop, place = command.shop, folder / "told"
     shop.close()  # the one before it
+    for network in shop.api.networks(names=[shop.description["proxy"]["network"]]):
+        shop.api.remove_network(network["Id"])
     command.environment |= {"MORTAL": str(place), "PYTHONPATH": str(ROOT)}
     place.write_text(json.dumps({"way": "SIGKILL", **told}))
     process = command.start("deploy", shop.name, program=MORTAL)
@@ -112,7 +114,7 @@ def test_at_every_change_of_the_world_a_first_deploy_may_be_killed(
     command.environment |= environment
     command.start("deploy", command.shop.name, program=MORTAL).communicate(timeout=120)
     effects = record.read_text().split()
-    assert {"create_container_from_config", "put_archive"} <= set(effects)
+    assert {"create_network", "create_container_from_config", "put_archive"} <= set(effects)
     numbers = itertools.product(range(1, len(effects) + 1), ("before", "after"))
     count([first_deploy_dies(command, tmp_path, effect=n, when=when) for n, when in numbers])
 

@@ -108,6 +108,7 @@ class Deaths:
         ensure_clean(shop)
         if then != "recover":
             assert shop.releases() == {f"{number} again"}, (case, err)
+            assert self._kept() in heard.releases, (case, "what is kept has never served")
         elif code == 0:
             assert shop.releases() == {kept if story == "rollback" else f"{number}"}, (case, err)
         elif code in (1, 2):
