@@ -9,7 +9,7 @@ from typing import Any
 from tasks.bluegreen.errors import Failed, NonstopError, Outcome
 from tasks.bluegreen.model import Plan, Report
 from tasks.bluegreen.units import Frozen
-from tasks.step import STEPS
+from tasks.step import STEPS, WATCHED
 
 
 class Account(Frozen):
@@ -28,6 +28,7 @@ ACCOUNT: ContextVar[Account] = ContextVar("ACCOUNT")
 def begin(app: str) -> None:
     """A run of this app has begun."""
     STEPS.set([])
+    WATCHED.set({})
     ACCOUNT.set(Account(app=app))
 
 
@@ -59,6 +60,7 @@ def failed(failure: BaseException, interrupted: str = "Interrupted.") -> Report:
         image=plan.app.image if plan else "",
         blue=plan.blue if plan else None,
         steps=tuple(STEPS.get() or ()),
+        verified=(WATCHED.get() or {}).get(plan.green) if plan else None,
         changes=account.changes,
         notes=account.notes,
         message=sentence(failure, interrupted),

@@ -23,14 +23,22 @@ TEMPLATE = "report.md.j2"
 BRIEF = 10.0  # seconds
 
 
-def publish(report: Report, outcome: str) -> None:
-    """The report is in the UI; a server that is away costs the report, never the deploy."""
+def publish(report: Report, outcome: str, again: str) -> None:
+    """The report is in the UI; a server that is away costs the report, never the deploy.
+
+    Args:
+        report: of the run.
+        outcome: name of the state in which it ended, in small letters.
+        again: the command that asks for the same once more.
+    """
     if not report.app:
         return
     try:
         with briefly():
             create_markdown_artifact(
-                markdown(report, outcome), key=f"report-{report.app}", description=report.message
+                markdown(report, outcome, again),
+                key=f"report-{report.app}",
+                description=report.message,
             )
     except (httpx.HTTPError, RuntimeError) as error:
         get_run_logger().warning("The report could not be kept in Prefect: %s", error)
@@ -44,7 +52,7 @@ def briefly() -> Iterator[None]:
         yield
 
 
-def markdown(report: Report, outcome: str) -> str:
+def markdown(report: Report, outcome: str, again: str) -> str:
     """A report as people read it: outcome first, the next command last."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -56,4 +64,6 @@ def markdown(report: Report, outcome: str) -> str:
     environment.filters["plain"] = lambda text: text.replace("&", "&amp;").replace("<", "&lt;")
     longest = max(map(len, re.findall("`+", report.evidence)), default=0)
     template = environment.get_template(TEMPLATE)
-    return template.render(report=report, outcome=outcome, fence="`" * max(3, longest + 1))
+    return template.render(
+        report=report, outcome=outcome, again=again, fence="`" * max(3, longest + 1)
+    )

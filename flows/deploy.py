@@ -13,7 +13,7 @@ from pydantic import Field
 
 from flows.account import note
 from flows.interrupts import Interrupts
-from flows.names import deploy_name, rollback_name
+from flows.names import deploy_name, rename, rollback_name
 from flows.recover import recover_afterwards, recovered
 from flows.reported import reported
 from flows.way_back import WayBack, retire
@@ -116,6 +116,7 @@ def rollback(
             return returned
         ensure_the_same_serves(seen, now, to)
         plan = plan_rollback(now, to, holder, str(flow_run.id or ""))
+        rename(f"rollback {app} to {plan.source} {plan.app.image}")
         return replace(plan, now, approve_within if approve else 0)
 
 

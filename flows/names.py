@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
+import httpx
+from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
-from tasks.bluegreen.app import NAME
+from flows.artifact import briefly
+from tasks.bluegreen.app import IMAGE, NAME
 from tasks.overtaken import SUPERSEDED
 
 UNCHANGED, POSTPONED, REFUSED, UNKNOWN = "Unchanged", "Postponed", "Refused", "Unknown"
@@ -36,6 +41,22 @@ def rollback_name() -> str:
     given = flow_run.parameters
     to = given.get("to")
     return f"rollback {app_name(given.get('app'))}".rstrip() + (f" to {to}" if to else "")
+
+
+def rename(name: str) -> None:
+    """The run is called so from now on; a server that is away costs the name, never the deploy."""
+    with suppress(httpx.HTTPError), briefly(), get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(str(flow_run.id)), name=name)
+
+
+def command() -> str:
+    """What asks for the same on the command line."""
+    given = flow_run.parameters
+    image, to = given.get("image") or "", given.get("to")
+    words = ["nonstop", str(flow_run.flow_name), app_name(given.get("app"))]
+    words += ["--image", image] if IMAGE.fullmatch(str(image)) else []
+    words += ["--to", str(to)] if to else []
+    return " ".join(filter(None, words))
 
 
 def recover_name() -> str:

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flows.account import begin, completed, failed, unexpected
 from flows.artifact import briefly, publish
-from flows.names import POSTPONED, REFUSED, UNCHANGED, UNKNOWN, app_name
+from flows.names import POSTPONED, REFUSED, UNCHANGED, UNKNOWN, app_name, command
 from tasks.bluegreen.app import complaints
 from tasks.bluegreen.errors import (
     BadInput,
@@ -74,7 +74,7 @@ def reported(story: Callable[P, Report]) -> Callable[P, Report]:
             raise
         except (KeyboardInterrupt, CancelledError, TerminationSignal) as interrupt:
             if not is_cancelled():
-                publish(failed(interrupt), "interrupted")
+                publish(failed(interrupt), "interrupted", command())
                 raise
             report = failed(interrupt, "Cancelled.")
             state = states.Cancelled(message=report.message)
@@ -83,7 +83,8 @@ def reported(story: Callable[P, Report]) -> Callable[P, Report]:
             state = states.Completed(name=name, message=report.message, data=report)
         finally:
             SHELLS.close()
-        publish(report, "succeeded" if state.name == "Completed" else str(state.name).lower())
+        outcome = "succeeded" if state.name == "Completed" else str(state.name).lower()
+        publish(report, outcome, command())
         return state
 
     run.__signature__ = signature  # type: ignore[attr-defined]  # of types, not of their names

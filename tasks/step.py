@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,12 +16,13 @@ from prefect.logging import get_run_logger
 from prefect.tasks import exponential_backoff
 
 from tasks.bluegreen.errors import NonstopError
-from tasks.bluegreen.model import Plan, Step
+from tasks.bluegreen.model import Plan, Step, Verified
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 STEPS: ContextVar[list[Step] | None] = ContextVar("STEPS", default=None)
+WATCHED: ContextVar[dict[int, Verified] | None] = ContextVar("WATCHED", default=None)
 
 
 def step(name: str, *, timeout: float, retries: int = 0) -> Callable[[Callable[P, R]], Task[P, R]]:
@@ -71,6 +73,17 @@ def _run_name(name: str, parameters: dict[str, Any]) -> str:
 def _may_pass(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     failure = state.result(raise_on_failure=False)
     return isinstance(failure, NonstopError) and failure.may_pass
+
+
+@contextmanager
+def watched(plan: Plan, seen: Callable[[], Verified]) -> Iterator[None]:
+    """Within, green serves: what was seen of that is noted in WATCHED, however it ends."""
+    try:
+        yield
+    finally:
+        noted = WATCHED.get()
+        if noted is not None:
+            noted[plan.green] = seen()
 
 
 def say(text: str) -> None:

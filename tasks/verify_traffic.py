@@ -13,7 +13,7 @@ from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.probe import Answer, FrontDoor, unlike
 from tasks.bluegreen.visits import Attempts, Visits
 from tasks.health_check import ensure_alive
-from tasks.step import say, step
+from tasks.step import say, step, watched
 
 LOOK = 1.0  # seconds between two looks at the containers and the visitors' results
 FLUSH = 1.2  # seconds until nginx has written what it logged
@@ -39,9 +39,12 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
         green, blue = releases[plan.green], releases.get(plan.blue or 0, frozenset())
         # Of the last to start: a replica that stood still until a recovery failed nobody since.
         since = max(datetime.fromisoformat(replica.started).timestamp() for replica in replicas)
-        with Visits(follower, nginx, app.name, green, blue, since) as visits:
+        ours, in_a_row = Attempts(0, 0), 0
+        with (
+            Visits(follower, nginx, app.name, green, blue, since) as visits,
+            watched(plan, lambda: _verified(ours, visits.green)),
+        ):
             began = looked = told = time.monotonic()
-            ours, in_a_row = Attempts(0, 0), 0
             while True:
                 answer = door.get(verify.path, verify.timeout)
                 why = _wrong(plan, answer)
@@ -80,6 +83,10 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
         f"release {plan.green} is good: {told_of(ours, visitors)} (blue before: "
         f"{visits.blue.failed} of {visits.blue.total})"
     )
+    return _verified(ours, visitors)
+
+
+def _verified(ours: Attempts, visitors: Attempts) -> Verified:
     return Verified(
         requests=ours.total,
         failed=ours.failed,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.deploy import deploy
+from flows.deploy import deploy, rollback
 from flows.recover import recover
 from tasks.ask_approval import ensure_answerable
 from tasks.bluegreen.errors import NotApproved, Unavailable
@@ -43,12 +44,18 @@ def waiting(
 ) -> tuple[Future[Report], str]:
     """A deploy that waits for its approval; its future, and its run's id."""
     app = shop.app("two", **changes)
-    run = copy_context().run
-    future = aside.submit(run, lambda: deploy(app=app, approve=True, approve_within=within))
-    while not (paused := [r for r in history.runs(shop.name) if r["state_name"] == "Paused"]):
+    return paused(aside, shop, partial(deploy, app=app, approve=True, approve_within=within))
+
+
+def paused(
+    aside: ThreadPoolExecutor, shop: Shop, start: Callable[[], Report]
+) -> tuple[Future[Report], str]:
+    """What was started and waits for its approval; its future, and its run's id."""
+    future = aside.submit(copy_context().run, start)
+    while not (found := [r for r in history.runs(shop.name) if r["state_name"] == "Paused"]):
         assert not future.done(), future.exception()
         time.sleep(0.2)
-    return future, str(paused[0]["id"])
+    return future, str(found[0]["id"])
 
 
 def header(shop: Shop) -> dict[str, str]:
@@ -176,6 +183,19 @@ def test_a_first_deploy_and_a_rollback_are_approved_too(
     )
     resume(run, approve=True, by="Kim")
     assert future.result(timeout=60).release == 1
+    shop.deploy("three")
+    for answer in (False, True):
+        back = partial(rollback, shop.name, approve=True, approve_within=60)
+        future, run = paused(aside, shop, back)
+        assert shop.releases() == {"three"}
+        assert shop.get(**header(shop)).headers["X-Nonstop-Release"] == "3"
+        assert resume(run, approve=answer, by="Kim")["status"] == "ACCEPT"
+        if answer:
+            assert future.result(timeout=60).release == 3
+        else:
+            with pytest.raises(NotApproved, match=f"Release 3 of {shop.name} was refused by Kim"):
+                future.result(timeout=60)
+    assert shop.releases() == {"two"}
 
 
 def test_without_a_server_nobody_could_say_yes() -> None:

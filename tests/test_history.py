@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from prefect import flow
@@ -53,7 +54,7 @@ def test_a_run_s_names_tags_steps_and_report_tell_app_release_and_image(shop: Sh
     assert watched
     assert int(watched[1]) > 20
     shop.rollback()
-    assert history.runs(shop.name)[0]["name"] == f"rollback {shop.name}"
+    assert history.runs(shop.name)[0]["name"] == f"rollback {shop.name} to 1 hello:v1"
     assert "- `image: hello:v2 -> hello:v1`" in history.report(shop.name)
 
 
@@ -71,9 +72,15 @@ def test_a_failure_s_report_has_its_reason_its_evidence_and_who_serves(shop: Sho
     assert re.search(r"## Evidence\n\n```text\n(.*\n)*.*the database is not there(.*\n)*```", told)
     assert "| roll-back | " in told
     assert f"`nonstop status {shop.name}`" in told
-    with pytest.raises(BadTraffic):
-        shop.deploy("two", verify={"bake_time": 5, "status": [204]})
-    assert "failed 3 requests in a row" in history.report(shop.name)
+    assert "Requests after the cutover" not in told
+    with shop.visitors(kinds=["get"]), pytest.raises(BadTraffic):
+        shop.deploy("two", verify={"bake_time": 5, "status": [204], "failures": 20})
+    told = history.report(shop.name)
+    assert "failed 20 of 20 requests of ours" in told
+    assert "\n| ours | 20 | 20 |\n" in told
+    watched = re.search(r"\| visitors \| (\d+) \| 0 \|", told)
+    assert watched
+    assert int(watched[1]) > 20
 
 
 def test_a_refusal_and_what_serves_already_have_states_and_reports_of_their_own(
@@ -86,7 +93,9 @@ def test_a_refusal_and_what_serves_already_have_states_and_reports_of_their_own(
     assert (run["state_type"], run["state_name"]) == ("FAILED", "Refused")
     assert "\n" not in run["state"]["message"]
     assert "no kept release to roll back to" in run["state"]["message"]
-    assert history.report(shop.name).startswith(f"# {shop.name}: refused\n")
+    told = history.report(shop.name)
+    assert told.startswith(f"# {shop.name}: refused\n")
+    assert f"then: `nonstop rollback {shop.name}`." in told
     shop.deploy("one", force=False)
     assert history.runs(shop.name)[0]["state_name"] == "Unchanged"
     told = history.report(shop.name)
@@ -130,6 +139,28 @@ def test_what_nobody_expected_is_told_in_a_sentence(
     assert (state["name"], state["message"]) == ("Failed", words)
 
 
+@pytest.mark.parametrize(
+    ("outcome", "state", "words"),
+    [
+        ("refused", "refused", "Change what the sentence above says, then: `AGAIN`."),
+        ("refused", "postponed", "there is nothing to do."),
+        ("refused", "superseded", "there is nothing to do: the newer run deploys."),
+        ("failed", "failed", "When the cause is gone: `AGAIN`."),
+        ("failed", "cancelled", "To have it after all: `AGAIN`."),
+        ("failed", "interrupted", "To have it after all: `AGAIN`."),
+        ("unknown", "unknown", "`nonstop status shop`, then `nonstop recover shop`."),
+        ("succeeded", "unchanged", "To deploy it all the same: `AGAIN --force`."),
+        ("succeeded", "succeeded", "To go back: `nonstop rollback shop`."),
+    ],
+)
+def test_a_report_ends_with_the_next_command(outcome: Any, state: str, words: str) -> None:
+    changed = state != "unchanged"
+    report = Report(outcome=outcome, app="shop", message="So it is.", blue=1, changed=changed)
+    said = markdown(report, state, "AGAIN").partition("## Next")[2]
+    assert words in said
+    assert said.count("`AGAIN") == words.count("`AGAIN")
+
+
 def test_a_report_shows_what_an_app_prints_as_it_is() -> None:
     report = Report(
         outcome="failed",
@@ -137,6 +168,6 @@ def test_a_report_shows_what_an_app_prints_as_it_is() -> None:
         message="shop-2-1 says <b>no</b>.",
         evidence="one\n```\n# two\n````\n<script>",
     )
-    told = markdown(report, "failed")
+    told = markdown(report, "failed", "nonstop deploy shop")
     assert "says &lt;b>no&lt;/b>." in told
     assert "`````text\none\n```\n# two\n````\n<script>\n`````" in told
