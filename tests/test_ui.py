@@ -144,6 +144,28 @@ def test_a_paused_run_is_resumed_with_its_form_and_green_serves(
     ui.shows("Approved by Kim: looks good.")
 
 
+def test_a_no_in_the_form_of_a_paused_run_keeps_the_release_that_serves(
+    ui: Ui, host: Host, shop: Shop
+) -> None:
+    before = shop.live()
+    run = host.ask("deploy", image=another(shop), approve=True)
+    host.until(lambda: host.state(run) == "Paused", 60, "the pause")
+    with shop.visitors(kinds=["get", "post"]) as heard:
+        ui.run(run)
+        ui.state("Paused")
+        ui.click("Resume")
+        ui.shows("is healthy and waits for a yes")
+        ui.fill("By", "Kim")
+        ui.fill("Why", "the logo is upside down")
+        ui.shot("3-refuse")
+        ui.click("Submit")
+        ui.state("Failed")
+    ui.shows("was refused by Kim: the logo is upside down.")
+    ui.shot("3-refused")
+    assert heard.lost == 0, heard.losses
+    assert shop.live() == before
+
+
 def test_a_cancel_on_the_run_s_page_goes_back_and_loses_nobody(
     ui: Ui, host: Host, shop: Shop
 ) -> None:

@@ -20,7 +20,11 @@ from typing import Any
 import httpx
 import pytest
 from prefect.automations import AutomationCore
-from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.blocks.notifications import (
+    CustomWebhookNotificationBlock,
+    SendgridEmail,
+    SlackWebhook,
+)
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -233,19 +237,25 @@ def test_beside_a_server_of_yours_a_failure_is_told_and_sigterm_has_a_deploy_go_
                 failed = second.ask("deploy", app=bad)
                 assert second.ended(failed) == "Failed"
                 second.until(lambda: told, 20, "a notification")
+                with temporary_settings({PREFECT_API_URL: host.url}):
+                    for block in ("sendgrid-email/lab", "slack-webhook/lab"):
+                        ensure_automations(block)
+                back = second.ask("rollback")
+                second.until(lambda: second.state(back) == "Refused", 60, "a refusal")
+                second.until(lambda: back in str(told), 20, "a notification")
                 stopped_while_it_deploys(second, second.process.terminate)
             shop.api.stop(shop.proxy, timeout=3)
             assert host.ended(host.ask("recover", "recover", app=shop.name)) == "Refused"
             host.until(lambda: f"recover of {shop.name}: Refused" in subjects(told), 20, "another")
-        message = next(one for one in told if shop.name in one["subject"])
         # SQLite may have a message be sent twice; none is of the run that was cancelled
-        assert {one for one in subjects(told) if shop.name in one} == {
-            f"deploy of {shop.name}: Failed",
-            f"recover of {shop.name}: Refused",
-        }
-        assert re.search(r"2-[12] ended", message["body"])
-        assert "Release 1 serves, as before." in message["body"]
-        assert message["body"].endswith(f"/runs/flow-run/{failed}")
+        said = {one["subject"]: one["body"] for one in told if shop.name in one["subject"]}
+        by_url, by_slack = f"deploy of {shop.name}: Failed", f"rollback of {shop.name}: Refused"
+        assert set(said) == {by_url, by_slack, f"recover of {shop.name}: Refused"}
+        assert re.search(r"2-[12] ended", said[by_url])
+        assert "Release 1 serves, as before." in said[by_url]
+        assert said[by_url].endswith(f"/runs/flow-run/{failed}")
+        assert "has no kept release to roll back to" in said[by_slack]
+        assert said[by_slack].endswith(f"/runs/flow-run/{back}")
     finally:
         shop.close()
 
@@ -283,12 +293,14 @@ def stopped_while_it_deploys(host: Host, stop: Callable[[], None]) -> None:
 
 @contextmanager
 def receiver(api: str) -> Iterator[list[dict[str, str]]]:
-    """What a custom-webhook block named `lab` has sent."""
+    """What blocks named `lab` have sent: of Slack's type, of a mail's, and of any URL's."""
     told: list[dict[str, str]] = []
 
     class Receiver(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            slack = {"subject": sent.get("title"), "body": sent.get("message")}
+            told.append(sent if "subject" in sent else slack)
             self.send_response(200)
             self.end_headers()
 
@@ -303,6 +315,8 @@ def receiver(api: str) -> Iterator[list[dict[str, str]]]:
                 url=f"http://127.0.0.1:{server.server_port}/",
                 json_data={"subject": "{{subject}}", "body": "{{body}}"},
             ).save("lab")
+            SlackWebhook(url=f"json://127.0.0.1:{server.server_port}/").save("lab")  # not to Slack
+            SendgridEmail(api_key="none", sender_email="a@b.example", to_emails=[]).save("lab")
         yield told
         server.shutdown()
 
