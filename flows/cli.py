@@ -232,7 +232,7 @@ def up_command(
     with _outcomes("", as_json=False):
         parts = Parts.of(file, Address.parse(server), Address.parse(webhooks), notify)
         if systemd:
-            print(next_steps(write_units(parts, directory)))
+            print(next_steps(parts, write_units(parts, directory)))
         else:
             up(parts)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from prefect.utilities.templating import apply_values
+from prefect.utilities.templating import PlaceholderType, apply_values, find_placeholders
 
 from tasks.bluegreen.app import App, parse
 from tasks.bluegreen.environment import FACTS
@@ -47,6 +47,21 @@ def deployments(file: Path = FILE) -> list[dict[str, Any]]:
     Raises:
         BadInput: no such file, it is not YAML, or it has no deployments.
     """
+    filled: Any = apply_values(_read(file), {}, remove_notset=False)
+    return [entry for entry in filled if isinstance(entry, dict)]
+
+
+def variables(file: Path = FILE) -> set[str]:
+    """Names of the environment variables that the inventory's deployments are filled in from.
+
+    Raises:
+        BadInput: no such file, it is not YAML, or it has no deployments.
+    """
+    found = find_placeholders(_read(file))
+    return {one.name.removeprefix("$") for one in found if one.type == PlaceholderType.ENV_VAR}
+
+
+def _read(file: Path) -> list[Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -59,8 +74,7 @@ def deployments(file: Path = FILE) -> list[dict[str, Any]]:
     found = content.get("deployments") if isinstance(content, dict) else None
     if not isinstance(found, list):
         raise BadInput(f"{file} has no list of `deployments`.")
-    filled: Any = apply_values(found, {}, remove_notset=False)
-    return [entry for entry in filled if isinstance(entry, dict)]
+    return found
 
 
 def app_of(file: Path, deployment: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,12 @@ from tests.lab.command import BIN
 from tests.lab.engine import apt_install
 
 
+INVENTORY = "deployments: [{name: a, parameters: {image: '{{ $SHOP_IMAGE }}'}}]"
+
+
 def systemd(folder: Path, *options: str, code: int = 0, **environment: str) -> str:
     """What `nonstop up --systemd` says in a directory with an inventory."""
-    (folder / "prefect.yaml").write_text("deployments: []")
+    (folder / "prefect.yaml").write_text(INVENTORY)
     done = subprocess.run(
         [BIN / "nonstop", "up", "--systemd", *options],
         cwd=folder,
@@ -73,9 +77,20 @@ def test_a_secret_of_the_environment_is_in_no_unit(tmp_path: Path) -> None:
         str(tmp_path),
         PREFECT_SERVER_DATABASE_CONNECTION_URL=secret,
     )
-    assert "/etc/nonstop.env: PREFECT_SERVER_DATABASE_CONNECTION_URL" in said
+    named = said.partition("/etc/nonstop.env: ")[2]
+    assert "PREFECT_SERVER_DATABASE_CONNECTION_URL" in named
     for unit in tmp_path.glob("*.service"):
         assert "open-sesame" not in unit.read_text()
+
+
+def test_what_the_units_lack_of_the_environment_is_named(tmp_path: Path) -> None:
+    others = ("DOCKER_HOST", "DOCKER_CONFIG", "NONSTOP_WEBHOOK_SECRETS", "FORWARDED_ALLOW_IPS")
+    environment: Any = dict.fromkeys([*others, "no_proxy", "UNRELATED"], "value-of-it")
+    said = systemd(tmp_path, "--directory", str(tmp_path), **environment)
+    named = said.partition("/etc/nonstop.env: ")[2].rstrip(".").split(", ")
+    assert {*others, "no_proxy", "SHOP_IMAGE"} <= set(named)
+    assert "UNRELATED" not in named
+    assert "value-of-it" not in said + (tmp_path / "nonstop-runner.service").read_text()
 
 
 @pytest.mark.parametrize("where", ["nowhere", "prefect.yaml"])
