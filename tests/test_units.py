@@ -13,7 +13,6 @@ import pytest
 from tests.lab.command import BIN
 from tests.lab.engine import apt_install
 
-
 INVENTORY = "deployments: [{name: a, parameters: {image: '{{ $SHOP_IMAGE }}'}}]"
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from tasks.bluegreen.errors import BadInput
 from tasks.bluegreen.gates import Drain, Health, Verify
-from tasks.bluegreen.units import Bytes, Entries, Frozen, Pairs, Seconds, Several
+from tasks.bluegreen.units import Bytes, Frozen, Pairs, Seconds, Several, entries, several
 from tasks.bluegreen.window import Window
 
 NAME = r"^[a-z][a-z0-9-]{0,38}[a-z0-9]$"
@@ -23,7 +23,20 @@ IMAGE = re.compile(
 )
 # What a form can refuse at once: most of what IMAGE refuses, short enough to be read.
 IMAGE_IN_FORMS: JsonDict = {"pattern": r"^(([\w.:-]+/)*[a-z0-9._-]+(:[\w.-]+)?(@sha256:\w{64})?)?$"}
+MOUNT = re.compile(r"^(/[^:]*|[A-Za-z0-9][A-Za-z0-9_.-]*):/[^:]*(:[a-zA-Z,]+)?$")
+HOST_ENTRY = re.compile(r"^[A-Za-z0-9._-]+[:=]([0-9A-Fa-f.:]+|host-gateway)$")
 VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_.-]*$")
+# Texts that a form refuses by their pattern; in words of our own they are refused below.
+Host = Annotated[str, Field(json_schema_extra={"pattern": HOST.pattern})]
+HostEntry = Annotated[str, Field(json_schema_extra={"pattern": HOST_ENTRY.pattern})]
+Hosts = Annotated[
+    tuple[Host, ...], BeforeValidator(several, json_schema_input_type=tuple[Host, ...] | Host)
+]
+HostEntries = Annotated[
+    tuple[HostEntry, ...],
+    BeforeValidator(entries, json_schema_input_type=tuple[HostEntry, ...] | dict[str, str]),
+]
+Mount = Annotated[str, Field(json_schema_extra={"pattern": MOUNT.pattern})]
 
 
 def parse(data: Any) -> App:
@@ -149,7 +162,7 @@ class App(Frozen):
         description="Pattern of tags, like 1.* or main: a push of the image under such a tag, told "
         "by a webhook, deploys it; none: no push does.",
     )
-    hosts: Several = Field(
+    hosts: Hosts = Field(
         default=(),
         description="Host names of the site, like shop.example.com or *.example.com; "
         "none: every name that no other site has.",
@@ -172,7 +185,7 @@ class App(Frozen):
     env_file: Several = Field(
         default=(), description="Files with KEY=value lines; their values are taken as secrets."
     )
-    volumes: tuple[str, ...] = Field(
+    volumes: tuple[Mount, ...] = Field(
         default=(), description="`NAME_OR_ABSOLUTE_PATH:/in/container[:ro]`, as in Compose."
     )
     networks: tuple[str, ...] = Field(
@@ -188,7 +201,7 @@ class App(Frozen):
     cap_drop: tuple[str, ...] = Field(default=(), description="Capabilities to drop.")
     security_opt: tuple[str, ...] = Field(default=(), description="As in Compose.")
     ulimits: dict[str, int | Ulimit] = Field(default={}, description="As in Compose.")
-    extra_hosts: Entries = Field(default=(), description="`name:address` or `name=address`.")
+    extra_hosts: HostEntries = Field(default=(), description="`name:address` or `name=address`.")
     mem_limit: Bytes | None = Field(
         default=None, ge=6 * 1024**2, description="Memory limit, bytes or like 512m."
     )
@@ -254,9 +267,7 @@ class App(Frozen):
     @classmethod
     def _host_entries(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:
-            if not re.fullmatch(
-                r"[A-Za-z0-9._-]+[:=][0-9A-Fa-f.:]+|[A-Za-z0-9._-]+[:=]host-gateway", entry
-            ):
+            if not HOST_ENTRY.fullmatch(entry):
                 raise ValueError(f"{entry!r} is not like name:address")
         return tuple(re.sub("[:=]", ":", entry, count=1) for entry in value)
 
@@ -293,7 +304,7 @@ class App(Frozen):
     @classmethod
     def _volume_entries(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:
-            if not re.fullmatch(r"(/[^:]*|[A-Za-z0-9][A-Za-z0-9_.-]*):/[^:]*(:[a-zA-Z,]+)?", entry):
+            if not MOUNT.fullmatch(entry):
                 raise ValueError(
                     f"{entry!r} is not like name:/in/container or /absolute/path:/in/container:ro"
                 )

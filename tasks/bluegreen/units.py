@@ -69,7 +69,6 @@ Pairs = Annotated[
 ]
 Texts = tuple[str, ...]
 Several = Annotated[Texts, BeforeValidator(several, json_schema_input_type=Texts | str)]
-Entries = Annotated[Texts, BeforeValidator(entries, json_schema_input_type=Texts | dict[str, str])]
 
 
 class Frozen(BaseModel):

@@ -41,7 +41,11 @@ class Window(Frozen):
         description="Time of day, hours and minutes, like 17:30; not later than `opens`: on the "
         "next day.",
     )
-    time_zone: str = Field(default="UTC", description="IANA time zone, like Europe/Berlin.")
+    time_zone: str = Field(
+        default="UTC",
+        description="IANA time zone, like Europe/Berlin.",
+        json_schema_extra={"pattern": r"^[A-Za-z]+[A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*$"},
+    )
 
     @field_validator("time_zone")
     @classmethod
