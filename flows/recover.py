@@ -73,7 +73,7 @@ def _each(app: str | None, wait: float) -> tuple[list[Report], list[NonstopError
             report = failed(failure)
         reports.append(report)
         if report.changed:
-            publish(report, report.outcome)
+            publish(report, report.outcome, f"nonstop recover {name}")
     return reports, failures
 
 
