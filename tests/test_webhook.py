@@ -18,6 +18,7 @@ from tests.lab.deliveries import (
     DIGEST,
     HOST,
     JSON,
+    OTHER_WAYS,
     REGISTRIES,
     WAYS,
     Pushed,
@@ -27,6 +28,7 @@ from tests.lab.deliveries import (
     generic,
     github,
     harbor,
+    harbor_cloud,
     quay,
 )
 from tests.lab.webhooks import Receiver, Waiting, ignored, refused
@@ -51,6 +53,21 @@ def test_a_push_becomes_a_run_with_the_pushed_digest(receiver: Receiver, sender:
     assert run.state_name == "Scheduled"  # and is found in the history, also if it never begins
     assert run.name == f"deploy {app.name} {run.parameters['image']}"
     assert set(run.tags) == {f"app:{app.name}", "push", sender}
+
+
+@pytest.mark.parametrize("sender", OTHER_WAYS)
+def test_a_senders_other_format_is_understood_too(receiver: Receiver, sender: str) -> None:
+    app = Waiting(REGISTRIES[sender])
+    signed = OTHER_WAYS[sender](Pushed(app.path), receiver.secrets[sender])
+    for _ in range(2):
+        assert receiver.send(signed).status_code == 202
+    digest = f"@{DIGEST}" if sender in TOLD else ""
+    assert [run.parameters["image"] for run in app.runs()] == [f"{app.image}:1.5{digest}"]
+    if sender == "harbor":
+        secret, now = receiver.secrets["harbor"], time.time()
+        ignored(receiver.send(harbor_cloud(Pushed(app.path), secret, "harbor.artifact.pulled")), "")
+        receiver.send(harbor_cloud(Pushed(app.path, "1.4", at=now - 60), secret))
+        app.settled({"1.4": "Superseded", "1.5": "Scheduled"})  # by the time that it tells
 
 
 @pytest.mark.parametrize("sender", WAYS)

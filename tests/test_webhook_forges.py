@@ -15,6 +15,15 @@ import pytest
 from tests.lab.deliveries import DIGEST, HOST, JSON, Pushed, github, github_event, gitlab
 from tests.lab.webhooks import Receiver, Waiting, ignored, refused
 
+UNTAGGED = {  # as in GitHub's documented example, and as parts of a multi-platform image are told
+    "registry_package": {
+        "package_version": {
+            "version": DIGEST,
+            "container_metadata": {"tag": {"name": "", "digest": DIGEST}},
+            "package_url": "ghcr.io/Codertocat/hello-world:",
+        }
+    }
+}
 SIGNING = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 
 
@@ -39,6 +48,7 @@ def test_github_events_that_deploy(receiver: Receiver, event: str, digest: str) 
     [
         ("push", {}, "Only these events deploy: package, "),
         ("registry_package", {"action": "deleted"}, "Only a package that is published"),
+        ("registry_package", UNTAGGED, "It is no container image with a tag."),
         ("registry_package", {"registry_package": {"package_type": "npm"}}, "no container image"),
         ("release", {"action": "edited"}, "Only a release that is published"),
         ("workflow_run", {"action": "requested"}, "Only a workflow run that succeeds"),

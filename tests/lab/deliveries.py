@@ -9,7 +9,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -217,6 +217,25 @@ def harbor(pushed: Pushed, secret: str, kind: str = "PUSH_ARTIFACT") -> Signed:
     return Signed("harbor", json.dumps(payload).encode(), JSON | {"Authorization": secret})
 
 
+def harbor_cloud(pushed: Pushed, secret: str, kind: str = "harbor.artifact.pushed") -> Signed:
+    """In the format of CloudEvents, which Harbor has beside its own since 2.8."""
+    default = harbor(pushed, secret)
+    said = json.loads(default.body)
+    payload = {
+        "specversion": "1.0",
+        "id": str(uuid.uuid4()),
+        "requestid": str(uuid.uuid4()),
+        "source": "/projects/2/webhook/policies/15",
+        "type": kind,
+        "datacontenttype": "application/json",
+        "time": pushed.iso,
+        "data": said["event_data"],
+        "operator": said["operator"],
+    }
+    headers = default.headers | {"Content-Type": "application/cloudevents+json"}
+    return replace(default, body=json.dumps(payload).encode(), headers=headers)
+
+
 def distribution(pushed: Pushed, secret: str, action: str = "push") -> Signed:
     """An envelope with a layer and the manifest, as the registry sends it."""
     media = "application/vnd.docker.distribution.manifest.v2+json"
@@ -265,6 +284,17 @@ def quay(pushed: Pushed, secret: str) -> Signed:
     return Signed("quay", json.dumps(payload).encode(), JSON, {"token": secret})
 
 
+def quay_once(pushed: Pushed, secret: str) -> Signed:
+    """As older versions of Quay tell: each tag with the image that it names now."""
+    today = quay(pushed, secret)
+    older = {
+        "updated_tags": {pushed.tag: "1a" * 32},
+        "pushed_image_count": 2,
+        "visibility": "private",
+    }
+    return replace(today, body=json.dumps(json.loads(today.body) | older).encode())
+
+
 def generic(pushed: Pushed, secret: str, *, signed_at: float | None = None) -> Signed:
     """What any CI can send."""
     image = f"{HOST}/{pushed.path}:{pushed.tag}"
@@ -285,6 +315,10 @@ def standard(body: bytes, secret: str, key: str, at: float | None = None) -> dic
 
 
 JSON = {"Content-Type": "application/json"}
+OTHER_WAYS: dict[str, Callable[[Pushed, str], Signed]] = {
+    "harbor": harbor_cloud,
+    "quay": quay_once,
+}
 WAYS: dict[str, Callable[[Pushed, str], Signed]] = {
     "github": github,
     "gitlab": gitlab,
