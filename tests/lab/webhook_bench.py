@@ -55,7 +55,7 @@ def main() -> None:
     with prefect_of_its_own(), tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "github").write_text(SECRET)
         app, silent, port = Waiting("ghcr.io/"), Waiting("ghcr.io/", tags=None), free_port()
-        url, now = f"http://127.0.0.1:{port}", time.time()
+        url = f"http://127.0.0.1:{port}"
         environment = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), SECRETS: folder}
         receiver = subprocess.Popen(
             [sys.executable, "-m", "flows.webhook", "--port", str(port)],
@@ -66,6 +66,7 @@ def main() -> None:
         try:
             while not _answers(url):
                 time.sleep(0.1)
+            now = time.time()
             known, other = github(Pushed(app.path), SECRET), github(Pushed(silent.path), SECRET)
             forged = github(Pushed(app.path), SECRET[1:])
 
