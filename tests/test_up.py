@@ -201,8 +201,8 @@ def test_a_schedule_and_an_event_deploy_by_themselves(host: Host, api: Any, tmp_
         second = Host(shop, tmp_path, api=host.url)
         second.describe(doors)
         with second:
-            second.until(lambda: ended("Completed"), 60, "a scheduled deploy")
-            second.until(lambda: ended("Unchanged"), 60, "a scheduled deploy of what serves")
+            second.until(lambda: ended("Completed"), 120, "a scheduled deploy")
+            second.until(lambda: ended("Unchanged"), 120, "a scheduled deploy of what serves")
             (first, *_), (again, *_) = ended("Completed"), ended("Unchanged")
             assert first["auto_scheduled"]
             assert first["start_time"] < again["start_time"]
