@@ -169,12 +169,12 @@ def test_a_registry_that_comes_back_meanwhile_is_no_reason_to_fail(
 def test_a_registry_that_takes_the_question_and_never_answers_is_away(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DOCKER_CLIENT_TIMEOUT", "0.5")
     shop.deploy("one")
+    monkeypatch.setenv("DOCKER_CLIENT_TIMEOUT", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         image = f"127.0.0.1:{silent.getsockname()[1]}/shop:two"
         began = time.monotonic()
-        with pytest.raises(RegistryAway, match=r"nothing was heard of it for 2\.5 s"):
+        with pytest.raises(RegistryAway, match=r"nothing was heard of it for 5 s"):
             shop.deploy(image=image, **MINE)
     assert time.monotonic() - began < 60
     assert shop.releases() == {"one"}

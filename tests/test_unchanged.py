@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from prefect.blocks.system import Secret
-from prefect.settings import PREFECT_API_URL
 
 from tasks.compare import compare
 from tasks.observe import observe
 from tests.lab.command import Command
+from tests.lab.history import runs
 from tests.lab.registry import Registry, credentials
 from tests.lab.shop import Shop
 
@@ -27,19 +26,11 @@ def registry(api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         yield running
 
 
-def newest_run() -> dict[str, Any]:
-    """As the run list of the UI shows it."""
-    body = {"sort": "START_TIME_DESC", "limit": 1}
-    answer = httpx.post(f"{PREFECT_API_URL.value()}/flow_runs/filter", json=body, timeout=30)
-    run: dict[str, Any] = answer.raise_for_status().json()[0]
-    return run
-
-
 def unchanged(shop: Shop, release: str = "", **changes: Any) -> bool:
     """Whether a deploy did nothing, which its report and its state both say."""
     before = shop.containers(), shop.sites()
     report = shop.deploy(release, force=False, **changes)
-    state = newest_run()["state"]
+    state = runs(shop.name, limit=1)[0]["state"]
     assert (state["name"] == "Unchanged") == (not report.changed)
     assert state["type"] == "COMPLETED"
     assert state["message"] == report.message
