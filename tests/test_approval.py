@@ -70,7 +70,7 @@ def test_only_the_header_reaches_green_and_a_yes_makes_it_live(shop: Shop, serve
     with shop.visitors() as heard:
         run = served.start(
             "deploy",
-            image="hello:v2",
+            image="nonstop-lab-hello:v2",
             app=shop.described(environment=shop.description["environment"] | {"RELEASE": "two"}),
             approve=True,
         )
@@ -131,7 +131,7 @@ def test_no_answer_is_a_no(shop: Shop, aside: ThreadPoolExecutor) -> None:
 
 def test_a_run_that_waits_is_cancelled_and_goes_back(shop: Shop, served: Served) -> None:
     shop.deploy("one")
-    run = served.start("deploy", app=shop.described(image="hello:v2"), approve=True)
+    run = served.start("deploy", app=shop.described(image="nonstop-lab-hello:v2"), approve=True)
     until(run, "Paused")
     assert PREVIEW in site(shop)
     cancel(run)

@@ -47,7 +47,7 @@ DESCRIPTIONS: list[tuple[dict[str, Any], str]] = [  # refused as they are, witho
     ({"labels": {"nonstop.app": "x"}}, "labels: label 'nonstop.app': names that start with"),
     ({"health": {"body": "("}}, "health.body: '(' is not a regular expression"),
     ({"image": "Hello:v1"}, "image: 'Hello:v1' is not an image"),
-    ({"image": "Team/hello:v1"}, "image: 'Team/hello:v1' is not an image"),
+    ({"image": "Team/nonstop-lab-hello:v1"}, "image: 'Team/nonstop-lab-hello:v1' is not an image"),
     ({"image": "hello v1"}, "image: 'hello v1' is not an image"),
     ({"image": "hello@sha256:12"}, "image: 'hello@sha256:12' is not an image"),
     *(
@@ -56,7 +56,11 @@ DESCRIPTIONS: list[tuple[dict[str, Any], str]] = [  # refused as they are, witho
     ),
 ]
 PARTS: list[tuple[dict[str, Any], type[Refused], str]] = [  # refused after a look at what is there
-    ({"image": "hello:nope"}, ImageUnavailable, "image hello:nope is not on this host"),
+    (
+        {"image": "nonstop-lab-hello:nope"},
+        ImageUnavailable,
+        "image nonstop-lab-hello:nope is not on this host",
+    ),
     ({"networks": ["nonstop-lab-nowhere"]}, BadInput, "no Docker network nonstop-lab-nowhere"),
     ({"env_file": "/nowhere/.env"}, BadInput, "env_file /nowhere/.env does not exist"),
     ({"proxy": {"template": "/nowhere/x.j2"}}, BadInput, "/nowhere/x.j2 does not exist"),
@@ -143,7 +147,7 @@ def test_a_wrong_description_is_refused_in_words(shop: Shop) -> None:
 
 def test_every_mistake_in_a_description_is_named_at_once(shop: Shop) -> None:
     with pytest.raises(BadInput, match=r"port: field required; replicas: .* \(given: -1\)"):
-        parse({"name": shop.name, "image": "hello:v1", "replicas": -1})
+        parse({"name": shop.name, "image": "nonstop-lab-hello:v1", "replicas": -1})
 
 
 def test_one_host_may_be_written_without_a_list(shop: Shop) -> None:
@@ -207,7 +211,7 @@ def test_behind_a_stopped_proxy_nothing_is_deployed(shop: Shop) -> None:
     shop.deploy("two")
 
 
-@pytest.mark.parametrize("image", ["hello:v1", PROXY])
+@pytest.mark.parametrize("image", ["nonstop-lab-hello:v1", PROXY])
 def test_a_container_whose_process_is_not_nginx_is_no_proxy_and_is_left_alone(
     shop: Shop, image: str
 ) -> None:
@@ -237,9 +241,9 @@ def test_a_port_that_is_taken_leaves_nothing_behind_and_does_not_block(shop: Sho
 
 
 def test_a_first_deploy_that_is_refused_leaves_no_proxy_behind(shop: Shop, tmp_path: Path) -> None:
-    with refused(shop, ImageUnavailable, "image hello:nope is not on this host"):
-        deploy(app=shop.app("one", image="hello:nope", proxy=alone(shop)))
-    nobody = f"127.0.0.1:{free_port()}/hello:v1"
+    with refused(shop, ImageUnavailable, "image nonstop-lab-hello:nope is not on this host"):
+        deploy(app=shop.app("one", image="nonstop-lab-hello:nope", proxy=alone(shop)))
+    nobody = f"127.0.0.1:{free_port()}/nonstop-lab-hello:v1"
     with refused(shop, RegistryAway, f"image {nobody} could not be pulled"):
         deploy(app=shop.app("one", image=nobody, pull_policy="always", proxy=alone(shop)))
     template = tmp_path / "own.conf.j2"
@@ -268,11 +272,11 @@ def test_an_unknown_app_is_refused_with_the_names_of_those_that_are_known(tmp_pa
     file = tmp_path / "prefect.yaml"
     with pytest.raises(BadInput, match=f"There is no inventory {file} in .*--file"):
         load("shop", file)
-    app = {"name": "shop", "image": "hello:v1", "port": 3000}
+    app = {"name": "shop", "image": "nonstop-lab-hello:v1", "port": 3000}
     others = {"name": "rollback", "entrypoint": "flows.deploy.rollback"}
     shop = {"name": "a", "entrypoint": "flows.deploy.deploy", "parameters": {"app": app}}
     file.write_text(yaml.safe_dump({"deployments": [others, shop]}))
-    assert load("shop", file).image == "hello:v1"
+    assert load("shop", file).image == "nonstop-lab-hello:v1"
     with pytest.raises(BadInput, match=r"has no app named shpo \(known: shop\)") as caught:
         load("shpo", file)
     assert caught.value.outcome == "refused"

@@ -24,20 +24,23 @@ ROOT = Path(__file__).parents[1]
 def test_deploy_status_plan_and_rollback_as_in_the_readme(command: Command) -> None:
     shop = command.shop
     out, _ = command.run("plan", shop.name)
-    assert f"start release 1 from hello:v1 (pull_policy: never):\n  {shop.name}-1-1 at" in out
+    assert (
+        f"start release 1 from nonstop-lab-hello:v1 (pull_policy: never):\n  {shop.name}-1-1 at"
+        in out
+    )
     assert shop.containers() == {}
     assert not shop.api.containers(all=True, filters={"name": shop.proxy})
     out, err = command.run("deploy", shop.name)
     assert f"succeeded Release 1 of {shop.name} serves." in out
     assert "reload-nginx" in err
     assert "cutover to release 1 proven" in err
-    command.run("deploy", shop.name, "--image", "hello:v2")
+    command.run("deploy", shop.name, "--image", "nonstop-lab-hello:v2")
     assert shop.get().text.endswith(",v2")
     out, _ = command.run("status", shop.name)
-    assert re.search(r"2 +│ live +│ hello:v2 +│ 2 of 2", out)
-    assert re.search(r"1 +│ kept +│ hello:v1 +│ 0 of 2", out)
+    assert re.search(r"2 +│ live +│ nonstop-lab-hello:v2 +│ 2 of 2", out)
+    assert re.search(r"1 +│ kept +│ nonstop-lab-hello:v1 +│ 0 of 2", out)
     before = shop.containers(), shop.sites()
-    out, _ = command.run("plan", shop.name, "--image", "hello:v4")
+    out, _ = command.run("plan", shop.name, "--image", "nonstop-lab-hello:v4")
     assert "from release 2 to 3" in out
     assert "drain release 2" in out
     assert "keep release 2" in out

@@ -188,7 +188,9 @@ def test_docker_s_own_health_check_has_a_say(shop: Shop) -> None:
 
 
 def test_an_image_s_own_health_check_has_a_say(shop: Shop) -> None:
-    made = shop.api.create_container("hello:v1", labels={"nonstop.lab.shop": shop.name})["Id"]
+    made = shop.api.create_container(
+        "nonstop-lab-hello:v1", labels={"nonstop.lab.shop": shop.name}
+    )["Id"]
     image = f"{shop.name}:sick"
     check = "HEALTHCHECK --interval=500ms --retries=1 CMD false"
     shop.api.commit(made, repository=shop.name, tag="sick", changes=[check])
@@ -238,7 +240,7 @@ def test_leftovers_of_a_dead_run_are_removed_and_do_not_block(shop: Shop, good: 
     blue = shop.api.inspect_container(shop.container("1-1"))["Config"]["Labels"]
     for number, command in (("2", "true"), ("3", "sleep 600")):
         made = shop.api.create_container(
-            "hello:v1",
+            "nonstop-lab-hello:v1",
             command=["sh", "-c", command],
             name=shop.container(f"{number}-1"),
             labels=blue | {"nonstop.release": number},
@@ -258,7 +260,7 @@ def test_leftovers_of_a_dead_run_are_removed_and_do_not_block(shop: Shop, good: 
 def test_a_stranger_s_container_with_green_s_name_is_left_alone(shop: Shop) -> None:
     shop.deploy("one")
     stranger = shop.api.create_container(
-        "hello:v1", name=shop.container("2-2"), labels={"nonstop.lab.shop": shop.name}
+        "nonstop-lab-hello:v1", name=shop.container("2-2"), labels={"nonstop.lab.shop": shop.name}
     )
     with pytest.raises((Refused, Failed), match="exists and is not ours"):
         shop.deploy("two")

@@ -43,7 +43,7 @@ def test_each_problem_has_its_remedy(command: Command, tmp_path: Any) -> None:
     shop.deploy("two")
     shop.api.start(shop.container("1-1"))  # as a run that died before its teardown leaves it
     stranger = shop.api.create_container(
-        "hello:v1", name=shop.container("9-1"), labels={"nonstop.lab.shop": shop.name}
+        "nonstop-lab-hello:v1", name=shop.container("9-1"), labels={"nonstop.lab.shop": shop.name}
     )
     command.describe(restart="no")
     found = findings(command)

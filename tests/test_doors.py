@@ -31,7 +31,7 @@ def scheduled(app: str) -> list[dict[str, Any]]:
 def test_a_cancel_in_the_ui_goes_back_and_ends_as_cancelled(shop: Shop, served: Served) -> None:
     shop.deploy("one")
     with shop.visitors(kinds=["get", "post"]) as heard:
-        app = shop.described(image="hello:v2", verify={"bake_time": 60})
+        app = shop.described(image="nonstop-lab-hello:v2", verify={"bake_time": 60})
         run = served.start("deploy", app=app)
         while shop.get().headers["X-Nonstop-Release"] != "2":
             until(run, "Running", "Scheduled", "Late", "Pending")
@@ -62,7 +62,7 @@ def test_a_request_outside_the_window_waits_as_a_run_for_the_next_opening(
         assert waits["id"] in state["message"]
     assert waits["expected_start_time"][:16] == opening[:16].replace(" ", "T")
     assert waits["parameters"]["app"]["name"] == shop.name
-    assert waits["name"] == f"deploy {shop.name} hello:v1"
+    assert waits["name"] == f"deploy {shop.name} nonstop-lab-hello:v1"
     assert history.report(shop.name).startswith(f"# {shop.name}: postponed\n")
     assert shop.containers() == {}
 
@@ -151,14 +151,14 @@ def test_a_command_outside_the_window_waits_as_a_run_of_the_app_s_deployment(
     command.describe(window=[closed()])
     opening = datetime.now(UTC) + timedelta(days=2)
     for _ in range(2):
-        _, err = command.run("deploy", shop.name, "--image", "hello:v2", code=2)
+        _, err = command.run("deploy", shop.name, "--image", "nonstop-lab-hello:v2", code=2)
         (waits,) = scheduled(shop.name)
         said = " ".join(err.split())
         assert f"may not be deployed before {opening:%a %Y-%m-%d} 12:00 UTC: run deploy" in said
         assert f"{waits['id']}) waits for it." in said
     assert waits["expected_start_time"][:16] == f"{opening:%Y-%m-%d}T12:00"
-    assert waits["name"] == f"deploy {shop.name} hello:v2"
-    assert waits["parameters"]["image"] == "hello:v2"
+    assert waits["name"] == f"deploy {shop.name} nonstop-lab-hello:v2"
+    assert waits["parameters"]["image"] == "nonstop-lab-hello:v2"
     assert parse(waits["parameters"]["app"]) == shop.app(window=[closed()])
     assert shop.containers() == {}
 
@@ -173,13 +173,15 @@ def test_a_deploy_at_a_later_time_is_a_run_of_the_app_s_deployment(
     )
     deployed_by(served, shop)
     more = ("--approve", "--wait", "60", "--json")
-    out, _ = command.run("deploy", shop.name, "--image", "hello:v2", "--at", "03:00", *more)
+    out, _ = command.run(
+        "deploy", shop.name, "--image", "nonstop-lab-hello:v2", "--at", "03:00", *more
+    )
     said = json.loads(out)
     (waits,) = scheduled(shop.name)
     assert waits["id"] in said["message"]
-    given = {"image": "hello:v2", "approve": True, "wait": 60.0}
+    given = {"image": "nonstop-lab-hello:v2", "approve": True, "wait": 60.0}
     assert waits["parameters"] == {"app": shop.described()} | given
-    assert waits["name"] == f"deploy {shop.name} hello:v2"
+    assert waits["name"] == f"deploy {shop.name} nonstop-lab-hello:v2"
     start = datetime.fromisoformat(waits["expected_start_time"]).astimezone()
     assert (start.hour, start.minute) == (3, 0)
     assert timedelta(0) < start - datetime.now().astimezone() <= timedelta(days=1, hours=1)

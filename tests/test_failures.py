@@ -180,7 +180,7 @@ def test_nothing_is_stopped_when_somebody_else_took_green_off_nginx(shop: Shop) 
 
 def test_a_rollback_returns_image_environment_and_settings(shop: Shop) -> None:
     shop.deploy("one", replicas=1, health={"path": "/ready"})
-    shop.deploy("two", image="hello:v2")
+    shop.deploy("two", image="nonstop-lab-hello:v2")
     with shop.visitors() as heard:
         report = shop.rollback()
     assert heard.lost == 0, heard.losses

@@ -29,19 +29,24 @@ SIX = (
 def test_a_run_s_names_tags_steps_and_report_tell_app_release_and_image(shop: Shop) -> None:
     shop.deploy("one", replicas=1)
     (run,) = history.runs(shop.name)
-    assert run["name"] == f"deploy {shop.name} hello:v1"
+    assert run["name"] == f"deploy {shop.name} nonstop-lab-hello:v1"
     assert run["state_name"] == "Completed"
     assert run["state"]["message"] == f"Release 1 of {shop.name} serves."
     of_app = [f"{step} {shop.name}" for step in ("preflight", "observe")]
     of_release = [f"{step} {shop.name}-1" for step in SIX]
     assert sorted(history.until_steps(run, "teardown-blue", 8)) == sorted([*of_app, *of_release])
     with shop.visitors(kinds=["get"]):
-        shop.deploy("two", image="hello:v2", verify={"bake_time": 1.5}, health={"checks": 3})
+        shop.deploy(
+            "two", image="nonstop-lab-hello:v2", verify={"bake_time": 1.5}, health={"checks": 3}
+        )
     told = history.report(shop.name)
     assert told.startswith(f"# {shop.name}: succeeded\n\nRelease 2 of {shop.name} serves.\n")
-    ids = [shop.api.inspect_image(image)["Id"][:19] for image in ("hello:v1", "hello:v2")]
+    ids = [
+        shop.api.inspect_image(image)["Id"][:19]
+        for image in ("nonstop-lab-hello:v1", "nonstop-lab-hello:v2")
+    ]
     for line in (
-        "## Changed\n\n- `image: hello:v1 -> hello:v2`\n",
+        "## Changed\n\n- `image: nonstop-lab-hello:v1 -> nonstop-lab-hello:v2`\n",
         f"- `id: {ids[0]} -> {ids[1]}`",
         "- `environment.RELEASE`",
         "- `health.checks: 2 -> 3`",
@@ -54,8 +59,8 @@ def test_a_run_s_names_tags_steps_and_report_tell_app_release_and_image(shop: Sh
     assert watched
     assert int(watched[1]) > 20
     shop.rollback()
-    assert history.runs(shop.name)[0]["name"] == f"rollback {shop.name} to 1 hello:v1"
-    assert "- `image: hello:v2 -> hello:v1`" in history.report(shop.name)
+    assert history.runs(shop.name)[0]["name"] == f"rollback {shop.name} to 1 nonstop-lab-hello:v1"
+    assert "- `image: nonstop-lab-hello:v2 -> nonstop-lab-hello:v1`" in history.report(shop.name)
 
 
 def test_a_failure_s_report_has_its_reason_its_evidence_and_who_serves(shop: Shop) -> None:

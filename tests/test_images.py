@@ -84,7 +84,7 @@ def test_a_rollback_needs_neither_the_registry_nor_the_tag(registry: Registry, s
     registry.move("stable", "two")
     shop.deploy(image=tag, **MINE)
     registry.stop()
-    shop.api.tag("hello:v1", f"{registry.address}/shop", "stable")
+    shop.api.tag("nonstop-lab-hello:v1", f"{registry.address}/shop", "stable")
     shop.api.prune_images(filters={"dangling": False, "label": registry.label})
     try:
         shop.rollback()

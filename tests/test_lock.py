@@ -20,7 +20,7 @@ def test_a_second_run_says_who_holds_the_lock_and_touches_nothing(command: Comma
     shop.deploy("one")
     with deploying(command) as first:
         before = shop.containers(), shop.sites()
-        _, err = command.run("deploy", shop.name, "--image", "hello:v2", code=2)
+        _, err = command.run("deploy", shop.name, "--image", "nonstop-lab-hello:v2", code=2)
         assert f"process {first.pid}, since 20" in " ".join(err.split())
         assert "is being changed by run " in " ".join(err.split())
         command.run("rollback", shop.name, code=2)
@@ -56,7 +56,9 @@ def test_a_second_run_that_waits_comes_after_the_first(command: Command) -> None
     shop.deploy("one")
     with shop.visitors() as heard, deploying(command) as first:
         command.describe()
-        second = command.start("deploy", shop.name, "--image", "hello:v2", "--wait", "100")
+        second = command.start(
+            "deploy", shop.name, "--image", "nonstop-lab-hello:v2", "--wait", "100"
+        )
         time.sleep(3)
         assert second.poll() is None
         assert shop.live() == 2
@@ -77,7 +79,7 @@ def test_a_run_that_is_killed_does_not_block_the_next(command: Command) -> None:
             first.wait(10)
         killed = time.monotonic()
         command.describe()
-        command.run("deploy", shop.name, "--image", "hello:v2", "--wait", "5")
+        command.run("deploy", shop.name, "--image", "nonstop-lab-hello:v2", "--wait", "5")
         assert time.monotonic() - killed < 30
     assert heard.lost == 0, heard.losses
     assert shop.live() == 3

@@ -66,7 +66,7 @@ def test_a_replica_of_another_run_is_not_replaced(shop: Shop) -> None:
     shop.deploy("two")
     before = shop.containers()
     with Engine() as engine, pytest.raises(LockLost, match=r"another run made .*-2-1 meanwhile"):
-        engine.create(plan, 1, image_id="hello:v1", environment={})
+        engine.create(plan, 1, image_id="nonstop-lab-hello:v1", environment={})
     assert shop.containers() == before
 
 

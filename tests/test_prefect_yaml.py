@@ -81,7 +81,7 @@ def test_a_worker_deploys_and_rolls_back(shop: Shop, pool: None, tmp_path: Path)
     prefect_command(tmp_path, "deploy", "--all")
     for name, parameters, text in (
         ("deploy", {}, "app1,v1"),
-        ("deploy", {"image": "hello:v2"}, "app1,v2"),
+        ("deploy", {"image": "nonstop-lab-hello:v2"}, "app1,v2"),
         ("rollback", {}, "app1,v1"),
     ):
         url = f"{PREFECT_API_URL.value()}/deployments/{deployment(name, 'lab')['id']}"

@@ -229,7 +229,9 @@ def test_a_proxy_that_is_not_nginx_or_not_there_or_stopped_is_refused(shop: Shop
     proxy = {"image": None}
     with pytest.raises(Unavailable, match="There is no proxy: no container is named"):
         shop.deploy("one", proxy=proxy)
-    shop.api.create_container("hello:v1", name=shop.proxy, labels={"nonstop.lab.shop": shop.name})
+    shop.api.create_container(
+        "nonstop-lab-hello:v1", name=shop.proxy, labels={"nonstop.lab.shop": shop.name}
+    )
     with pytest.raises(Unavailable, match="is created: start it with `docker start"):
         shop.deploy("one", proxy=proxy)
     shop.api.start(shop.proxy)

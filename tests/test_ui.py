@@ -55,7 +55,7 @@ def deployment(host: Host) -> str:
 
 def another(shop: Shop) -> str:
     """An image that does not serve."""
-    return "hello:v1" if shop.get().text.endswith(",v2") else "hello:v2"
+    return "nonstop-lab-hello:v1" if shop.get().text.endswith(",v2") else "nonstop-lab-hello:v2"
 
 
 def answers(shop: Shop) -> str | None:
@@ -84,7 +84,7 @@ def test_a_run_from_the_form_deploys_the_image_and_loses_no_visitor(
         ui.shows(f"deploy {shop.name} {image}")
     ui.shot("1-run")
     assert heard.lost == 0, heard.losses
-    assert shop.get().text.endswith(image.removeprefix("hello:v"))
+    assert shop.get().text.endswith(image.removeprefix("nonstop-lab-hello:v"))
 
 
 @pytest.mark.parametrize(
@@ -218,12 +218,16 @@ def test_the_report_says_the_outcome_first_and_the_next_command_last(
 def test_the_history_tells_app_image_and_outcome_of_every_run(
     ui: Ui, host: Host, shop: Shop
 ) -> None:
-    image = "hello:v2" if another(shop) == "hello:v1" else "hello:v1"
+    image = (
+        "nonstop-lab-hello:v2"
+        if another(shop) == "nonstop-lab-hello:v1"
+        else "nonstop-lab-hello:v1"
+    )
     unchanged = host.ask("deploy", image=image)
     refused = host.ask("deploy", image="hello:nowhere")
     host.until(lambda: host.state(unchanged) == "Unchanged", 60, "Unchanged")
     host.until(lambda: host.state(refused) == "Refused", 60, "Refused")
     listed(ui, f"deploy {shop.name} {image}", "Unchanged")
     listed(ui, f"deploy {shop.name} hello:nowhere", "Refused")
-    listed(ui, f"deploy {shop.name} hello:v1", "Completed")
+    listed(ui, f"deploy {shop.name} nonstop-lab-hello:v1", "Completed")
     ui.shot("5-runs")

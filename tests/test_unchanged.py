@@ -68,7 +68,7 @@ def test_another_image_environment_setting_or_template_is_a_change(
     shop.deploy()
     assert differs(shop) == ()
     for changes, told in (
-        ({"image": "hello:v2"}, "image hello:v2 is another one now"),
+        ({"image": "nonstop-lab-hello:v2"}, "image nonstop-lab-hello:v2 is another one now"),
         ({"environment": {"MESSAGE": "{{ tag }}"}}, "environment MESSAGE"),
         ({"environment": {"MORE": ""}}, "environment MORE"),
         ({"replicas": 1}, "replicas: 2 -> 1"),

@@ -57,7 +57,7 @@ def host(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]
 
 def test_runs_that_the_api_is_asked_for_deploy_and_roll_back(host: Host) -> None:
     steps: list[tuple[str, dict[str, Any], str]] = [
-        ("deploy", {"image": "hello:v2"}, ",v2"),
+        ("deploy", {"image": "nonstop-lab-hello:v2"}, ",v2"),
         ("rollback", {}, ",v1"),
     ]
     for flow, parameters, text in steps:
@@ -136,7 +136,7 @@ def test_a_part_that_cannot_be_started_for_a_while_is_started_later(host: Host) 
     finally:
         resource.prlimit(host.process.pid, resource.RLIMIT_NOFILE, few)
     host.hears(" runs deploy/", 60, already)
-    assert host.ended(host.ask("deploy", image="hello:v2")) == "Completed"
+    assert host.ended(host.ask("deploy", image="nonstop-lab-hello:v2")) == "Completed"
 
 
 def test_a_server_that_dies_is_started_again_and_its_deploy_goes_on(host: Host) -> None:
@@ -206,16 +206,23 @@ def test_a_schedule_and_an_event_deploy_by_themselves(host: Host, api: Any, tmp_
             (first, *_), (again, *_) = ended("Completed"), ended("Unchanged")
             assert first["auto_scheduled"]
             assert first["start_time"] < again["start_time"]
-            assert first["name"] == again["name"] == f"deploy {shop.name} hello:v1"
+            assert first["name"] == again["name"] == f"deploy {shop.name} nonstop-lab-hello:v1"
             assert f"app:{shop.name}" in again["tags"]
             event = ("event", "emit", "image.pushed", "--resource-id", f"image.{shop.name}")
             subprocess.run(
-                [BIN / "prefect", *event, "--payload", json.dumps({"image": "hello:v2"})],
+                [
+                    BIN / "prefect",
+                    *event,
+                    "--payload",
+                    json.dumps({"image": "nonstop-lab-hello:v2"}),
+                ],
                 env=os.environ | {"PREFECT_API_URL": host.url},
                 timeout=60,
                 check=True,
             )
-            second.until(lambda: ended("Completed", image="hello:v2"), 90, "the event's deploy")
+            second.until(
+                lambda: ended("Completed", image="nonstop-lab-hello:v2"), 90, "the event's deploy"
+            )
             deployment = host.get(f"deployments/name/deploy/{doors['name']}")["id"]
             url = f"{host.url}/deployments/{deployment}"
             second.until(lambda: httpx.delete(url, timeout=30).is_success, 30, "its end")

@@ -137,7 +137,7 @@ def make_world(
     def make(live_restore: bool, disk: str = "") -> World:
         machine = Machine(tmp_path, live_restore=live_restore, disk=disk)
         machines.append(machine.__enter__())
-        machine.load(api, "hello:v1", "hello:v2", PROXY)
+        machine.load(api, "nonstop-lab-hello:v1", "nonstop-lab-hello:v2", PROXY)
         monkeypatch.setenv("DOCKER_HOST", machine.url)
         worlds.append(World(machine, tmp_path))
         return worlds[-1]

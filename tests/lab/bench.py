@@ -69,7 +69,7 @@ class Floor:
         api, network = self.shop.api, self.shop.description["proxy"]["network"]
         end = api.create_endpoint_config(ipv4_address=self.addresses[index])
         made: str = api.create_container(
-            "hello:v1",
+            "nonstop-lab-hello:v1",
             host_config=api.create_host_config(network_mode=network),
             networking_config=api.create_networking_config({network: end}),
             labels={"nonstop.lab.shop": self.shop.name},

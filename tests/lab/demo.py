@@ -51,13 +51,15 @@ class Demo:
         )
         self.environment = os.environ | {"PREFECT_API_URL": f"{address}/api"}
         self.inventory().write_text(yaml.safe_dump({"deployments": [self.deployment()]}))
-        self.step("deploy v1", "deploy", NAME, "--image", "hello:v1")
+        self.step("deploy v1", "deploy", NAME, "--image", "nonstop-lab-hello:v1")
         visitors = Visitors(self.url, rate=200, download=2)
         with visitors:
-            self.step("deploy v2", "deploy", NAME, "--image", "hello:v2", visitors=visitors)
+            self.step(
+                "deploy v2", "deploy", NAME, "--image", "nonstop-lab-hello:v2", visitors=visitors
+            )
             self.step(
                 "deploy v3, bad for visitors",
-                *("deploy", NAME, "--image", "hello:v3"),
+                *("deploy", NAME, "--image", "nonstop-lab-hello:v3"),
                 visitors=visitors,
                 code=1,
             )
@@ -116,7 +118,7 @@ class Demo:
         """The tutorial's app, watched and drained for as long as a demo has time."""
         app = {
             "name": NAME,
-            "image": "hello:v1",
+            "image": "nonstop-lab-hello:v1",
             "pull_policy": "missing",
             "port": 3000,
             "replicas": 2,

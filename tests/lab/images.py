@@ -20,10 +20,10 @@ from tests.lab.engine import apt_install, tell
 LABEL = "nonstop.lab"
 PROXY = "nonstop-lab-nginx:1"
 HELLO = {  # image -> what its environment adds
-    "hello:v1": {"RELEASE": "v1"},
-    "hello:v2": {"RELEASE": "v2"},
-    "hello:v3": {"RELEASE": "v3", "FAIL_SHARE": "0.5"},  # bad only for visitors
-    "hello:v4": {"RELEASE": "v4"},
+    "nonstop-lab-hello:v1": {"RELEASE": "v1"},
+    "nonstop-lab-hello:v2": {"RELEASE": "v2"},
+    "nonstop-lab-hello:v3": {"RELEASE": "v3", "FAIL_SHARE": "0.5"},  # bad only for visitors
+    "nonstop-lab-hello:v4": {"RELEASE": "v4"},
 }
 BASE, DEBIAN = "nonstop-lab-python:1", "nonstop-lab-debian:1"
 PULLED = {BASE: "python:3.13-slim", PROXY: "nginx:1.28"}  # >= 1.27.4 for keepalive_min_timeout

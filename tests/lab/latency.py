@@ -67,7 +67,7 @@ DOORS: dict[str, Callable[[Host, str], tuple[float, str]]] = {
 def once(host: Host, door: str) -> tuple[float, ...]:
     """Seconds from the request to each of NAMES."""
     before = host.shop.get()
-    image = "hello:v1" if before.text.endswith("v2") else "hello:v2"
+    image = "nonstop-lab-hello:v1" if before.text.endswith("v2") else "nonstop-lab-hello:v2"
     began, run = DOORS[door](host, image)
     filter_ = {"flow_run_id": {"any_": [run]}}
     while not host.find("logs", logs=filter_):

@@ -105,10 +105,12 @@ class Registry:
     def build(self, release: str, repository: str = "", size: int = 0) -> str:
         """An image on the host only, whose replicas call themselves `release`; its reference.
 
-        It has `size` MiB more than hello:v1.
+        It has `size` MiB more than nonstop-lab-hello:v1.
         """
         repository = repository or f"{self.address}/local"
-        made = self.api.create_container("hello:v1", labels={"nonstop.lab.shop": self.address})
+        made = self.api.create_container(
+            "nonstop-lab-hello:v1", labels={"nonstop.lab.shop": self.address}
+        )
         if size:
             self.api.start(made["Id"])
             more = ["dd", "if=/dev/zero", "of=/var/tmp/more", "bs=1M", f"count={size}"]

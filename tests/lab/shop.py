@@ -44,7 +44,7 @@ class Shop:
         self.host = "localhost"
         self.description: dict[str, Any] = {
             "name": self.name,
-            "image": "hello:v1",
+            "image": "nonstop-lab-hello:v1",
             "pull_policy": "never",
             "port": 3000,
             "environment": {"MESSAGE": "app{{ replica }},{{ tag }}"},
