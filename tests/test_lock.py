@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -46,6 +47,9 @@ def test_a_run_with_another_proxy_is_kept_out_as_well(command: Command) -> None:
         _, err = command.run("deploy", shop.name)  # and then it may move there
         assert f"behind the proxy {shop.proxy} and is left alone" in " ".join(err.split())
         assert shop.containers() == dict.fromkeys(("1-1", "1-2", "2-1", "2-2"), "running")
+        (status,) = json.loads(command.run("status", shop.name, "--json")[0])
+        roles = {one["number"]: one["role"] for one in status["releases"]}
+        assert roles == {1: f"live behind {shop.proxy}", 2: "live"}
     finally:
         shop.api.remove_container(other["container"], force=True)
         shop.api.remove_volume(f"{other['container']}-sites", force=True)

@@ -138,6 +138,8 @@ def plan_retirement(seen: Observed, keep: int) -> Retirement:
 
 def role(seen: Observed, release: Release) -> str:
     """What a release is, in the words of the design."""
+    if release.number in seen.others:
+        return f"live behind {release.settings.proxy.container}"
     if seen.live is None:
         return "not live"
     if release.number == seen.live.number:
