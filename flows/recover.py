@@ -171,7 +171,10 @@ def recovered(seen: Observed, proxy: Proxy, holder: str) -> Observed:
             proxies = running_proxies(engine, seen.releases)
         for other in proxies:
             if other.container != proxy.container:
-                _as_far_as_possible(observe(seen.app, other), other, holder)
+                try:
+                    _as_far_as_possible(observe(seen.app, other), other, holder)
+                except NonstopError as failure:  # that proxy is not this run's
+                    get_run_logger().warning("%s", failure)
         seen = observe(seen.app, proxy)
     return _as_far_as_possible(seen, proxy, holder)
 
