@@ -38,7 +38,6 @@ STEPS: dict[str, Task[..., Any]] = {
     if isinstance(task, Task)
 }
 EFFECTS = (  # calls that change something in the engine or in the proxy
-    "create_network",
     "create_container_from_config",
     "put_archive",
     "start",
