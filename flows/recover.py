@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 from prefect import flow, states
 from prefect.client.schemas.objects import State
-from prefect.exceptions import Abort, Pause
 from prefect.logging import get_run_logger
 
 from flows.account import begin, completed, failed, note, sentence, unexpected
 from flows.artifact import publish
 from flows.interrupts import Interrupts
 from flows.names import recover_name
-from flows.reported import NAMES, tag
+from flows.reported import NAMES, in_words, tag
 from flows.way_back import WayBack, retire
 from tasks.bluegreen.app import Proxy
 from tasks.bluegreen.containers import Engine
@@ -65,7 +63,7 @@ def _each(app: str | None, wait: float) -> tuple[list[Report], list[NonstopError
     for name in names:
         begin(name)
         try:
-            with _in_words(name):
+            with in_words(partial(_half_done, name)):
                 report = completed(_recover_one(name, wait))
         except NonstopError as failure:
             get_run_logger().error("%s", failure)
@@ -91,24 +89,12 @@ def _end(reports: list[Report], failures: list[NonstopError]) -> State[Any]:
     return states.Failed(name=NAMES[failure.outcome], message=report.message, data=failure)
 
 
-@contextmanager
-def _in_words(app: str) -> Iterator[None]:
-    """What fails within by a time-out or a bug is one of our failures, too.
-
-    Raises:
-        StateUnknown: as nobody knows how far it came.
-    """
-    try:
-        yield
-    except (NonstopError, Abort, Pause):
-        raise
-    except Exception as error:
-        if not isinstance(error, TimeoutError):
-            get_run_logger().exception("A bug, or something that nobody expected")
-        raise StateUnknown(
-            f"{unexpected(app, error).what} What a dead run left may be half put right, so a "
-            f"person has to look: `nonstop status {app}`, then `nonstop recover {app}` again."
-        ) from error
+def _half_done(app: str, error: Exception) -> NonstopError:
+    """Nobody knows how far it came."""
+    return StateUnknown(
+        f"{unexpected(app, error).what} What a dead run left may be half put right, so a person "
+        f"has to look: `nonstop status {app}`, then `nonstop recover {app}` again."
+    )
 
 
 def _recover_one(app: str, wait: float) -> Report:
@@ -197,7 +183,7 @@ def carry_out(recovery: Recovery, seen: Observed, proxy: Proxy, holder: str) -> 
         StateUnknown: what is live is not good, and there is nothing to go back to; or nobody knows
             how far it came.
     """
-    with _in_words(seen.app):
+    with in_words(partial(_half_done, seen.app)):
         _carry_out(recovery, seen, proxy, holder)
     return observe(seen.app, proxy)
 

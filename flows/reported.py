@@ -57,7 +57,7 @@ def reported(story: Callable[P, Report]) -> Callable[P, Report]:
             tag(app)
         state: State[Any]
         try:
-            with in_words(app):
+            with in_words(functools.partial(_nothing_deployed, app)):
                 given.arguments.update(understood(kinds, given.arguments))
                 report = completed(story(*given.args, **given.kwargs))
         except Postponed as answer:
@@ -92,11 +92,8 @@ def reported(story: Callable[P, Report]) -> Callable[P, Report]:
 
 
 @contextmanager
-def in_words(app: str) -> Iterator[None]:
-    """What fails within before anything was started is one of our failures, too.
-
-    From then on the way back sees to it, as it knows who serves.
-    """
+def in_words(told: Callable[[Exception], NonstopError]) -> Iterator[None]:
+    """What fails within by a time-out or a bug is one of our failures, too, as `told`."""
     try:
         yield
     except (NonstopError, Abort, Pause):
@@ -104,9 +101,14 @@ def in_words(app: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, TimeoutError):
             get_run_logger().exception("A bug, or something that nobody expected")
-        failure = unexpected(app, error)
-        failure.serves = "Nothing was deployed."
-        raise failure from error
+        raise told(error) from error
+
+
+def _nothing_deployed(app: str, error: Exception) -> NonstopError:
+    """Before anything was started; from then on the way back sees to it, as it knows who serves."""
+    failure = unexpected(app, error)
+    failure.serves = "Nothing was deployed."
+    return failure
 
 
 def is_cancelled() -> bool:
