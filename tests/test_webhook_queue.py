@@ -171,7 +171,7 @@ def test_a_run_that_only_waits_for_another_one_gives_way_to_a_newer_push(
 ) -> None:
     shop.deploy("one")
     before = shop.containers()
-    described = shop.described(image=f"{HOST}/nonstop-lab-hello:v1", pull_policy="missing")
+    described = shop.described(image=f"{HOST}/hello:v1", pull_policy="missing")
     app = Waiting(f"{HOST}/", **described)
     secret, now = receiver.secrets["harbor"], time.time()
     receiver.send(harbor(Pushed("hello", "v2", at=now - 20), secret))
