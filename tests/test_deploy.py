@@ -81,7 +81,6 @@ def test_a_websocket_lives_until_the_drain_limit_and_is_told_1001_once(shop: Sho
     assert "shutting down" not in shop.exec("cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
 
 
-@pytest.mark.long
 def test_a_slow_upload_reaches_blue_and_visitors_of_other_sites_do_not_hold_the_drain(
     shop: Shop,
 ) -> None:

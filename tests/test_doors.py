@@ -8,8 +8,6 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
-
 from tasks.bluegreen.app import parse
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.lock import Lock
@@ -85,7 +83,6 @@ def test_what_waited_for_the_opening_is_deployed_then(shop: Shop, served: Served
         assert "nobody/has:this" in until(wait["id"], "Refused")["state"]["message"]
 
 
-@pytest.mark.long
 def test_a_window_that_closes_while_a_run_waits_for_another_one_is_closed(command: Command) -> None:
     shop = command.shop
     shop.deploy("one")

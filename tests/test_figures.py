@@ -40,6 +40,7 @@ def test_a_deploy_is_measured_against_the_bare_engine_calls(api: Any) -> None:
 def test_every_door_is_measured_from_the_request_to_the_cutover(api: Any) -> None:
     doors = figures("latency")
     assert list(doors) == ["schedule", "Prefect UI", "webhook"]
-    for (first,), (seen,), (own,), (cutover,) in doors.values():
-        assert -1 < first <= seen < cutover  # a scheduled run may begin a moment early
+    for door, ((first,), (seen,), (own,), (cutover,)) in doors.items():
+        # Prefect begins a scheduled run up to a second early; nobody else is before the request.
+        assert (-1 if door == "schedule" else 0) < first <= seen < cutover
         assert first <= own < cutover
