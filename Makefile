@@ -3,7 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-SIDE_BY_SIDE := -n 2 --dist loadfile
+# In alphabetical order: else the files of few tests, which take minutes, come last and alone.
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all lint bench clean
 

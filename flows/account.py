@@ -47,8 +47,14 @@ def completed(report: Report) -> Report:
 
 
 def failed(failure: BaseException, interrupted: str = "Interrupted.") -> Report:
-    """The report of a run that did not; an interrupt is told with these words."""
+    """The report of a run that did not; an interrupt is told with these words.
+
+    One that was interrupted when its release was good has succeeded, as far as it came.
+    """
     account = ACCOUNT.get()
+    if account.report is not None and not isinstance(failure, NonstopError):
+        message = sentence(failure, interrupted)
+        return completed(account.report.model_copy(update={"message": message}))
     plan = account.plan
     outcome: Outcome = "failed"
     evidence = ""

@@ -23,6 +23,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterNam
 from prefect.client.schemas.objects import StateType
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 
 from flows.names import ENDS
 from tasks.bluegreen.errors import BadInput
@@ -30,7 +31,9 @@ from tasks.bluegreen.errors import BadInput
 DEPLOYS = ["deploy", "rollback"]
 RECOVER = "recover"  # the flow's name, and the deployment's
 FLOWS = [*DEPLOYS, RECOVER]
-SILENCE = 90  # seconds: three heartbeats are missing
+BEATS = 3  # that are missing when a run is taken for dead
+WAITS_AGAIN = "Scheduled"  # a run that its runner put off has no process and is not dead
+SILENCE = 90  # seconds; longer where heartbeats come less often than every 30 s
 APP = "{{ (flow_run.parameters.app.name or flow_run.parameters.app) }}"
 WHOSE = '{{ (flow_run.parameters.app.name or flow_run.parameters.app or "all apps") }}'
 NAMES = SILENT, CRASHED, TOLD = (
@@ -78,23 +81,24 @@ def _content(automation: AutomationCore) -> dict[str, Any]:
 
 
 def _silent() -> AutomationCore:
+    seconds = max(SILENCE, BEATS * (PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value() or 0))
     return AutomationCore(
         name=SILENT,
-        description=f"A run of ours without a heartbeat for {SILENCE} s has died.",
+        description=f"A run of ours without a heartbeat for {seconds:g} s has died.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
             match_related=_of(FLOWS),
             after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{n}" for n in ENDS)},
+            expect={f"prefect.flow-run.{name}" for name in ("heartbeat", WAITS_AGAIN, *ENDS)},
             for_each={"prefect.resource.id"},
             threshold=1,
-            within=timedelta(seconds=SILENCE),
+            within=timedelta(seconds=seconds),
         ),
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
-                message=f"No sign of life for {SILENCE} s: its process is taken for dead.",
+                message=f"No sign of life for {seconds:g} s: its process is taken for dead.",
             )
         ],
     )

@@ -27,7 +27,7 @@ if not os.environ.get("PREFECT_API_URL"):  # an empty one would be taken for an 
 
 import httpx
 import typer
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import CancelledRun, TerminationSignal
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -37,8 +37,8 @@ from prefect.settings import (
 from flows.account import ended, sentence
 from flows.deploy import deploy, rollback
 from flows.doctor import examine
-from flows.inventory import FILE, load, load_all
-from flows.parts import Address, Parts
+from flows.inventory import FILE, deployments, load, load_all, parameters
+from flows.parts import Address, Parts, away
 from flows.progress import ERR, progress
 from flows.recover import recover
 from flows.report import (
@@ -57,14 +57,13 @@ from flows.windows import schedule
 from tasks.bluegreen.app import with_image
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.environment import MASK
-from tasks.bluegreen.errors import EXIT_CODES, NonstopError, Outcome, Unavailable
+from tasks.bluegreen.errors import EXIT_CODES, BadInput, NonstopError, Unavailable
 from tasks.bluegreen.model import Report
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.plan import plan_deploy
 from tasks.bluegreen.proxy import to_create
 from tasks.observe import observe
 from tasks.preflight import ensure_described_well, ensure_site_loads
-from tasks.step import STEPS
 
 command = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -100,31 +99,24 @@ def deploy_command(
 
     When image, environment and settings are what serves already, nothing is done.
     """
-    if at:
-        with _outcomes(app, as_json):
-            said = schedule(
-                load(app, file),
-                at,
-                image=image or "",
-                force=force,
-                override=override,
-                approve=approve,
-                wait=wait,
+    options = {
+        "image": image or "",
+        "force": force,
+        "override": override,
+        "approve": approve,
+        "wait": wait,
+    }
+    with _outcomes(app, as_json):
+        asked = parameters(app, file) | {name: given for name, given in options.items() if given}
+        if unknown := ", ".join(sorted(asked.keys() - deploy.parameters.properties.keys())):
+            raise BadInput(
+                f"{file}: a deploy of {app} takes no {unknown}: take it out, or correct it."
             )
-        print_json({"app": app, "message": said}) if as_json else typer.echo(said)
-        return
-    _run(
-        app,
-        as_json,
-        lambda: deploy(
-            image or "",
-            app=load(app, file),
-            force=force,
-            override=override,
-            approve=approve,
-            wait=wait,
-        ),
-    )
+        if at:
+            said = schedule(asked.pop("app"), at, **asked)
+            print_json({"app": app, "message": said}) if as_json else typer.echo(said)
+            return
+    _run(app, as_json, lambda: deploy(**asked))
 
 
 @command.command("rollback")
@@ -181,7 +173,8 @@ def status(
 def plan(app: Name, image: Image = None, file: Inventory = FILE, as_json: AsJson = False) -> None:
     """Show what a deploy of APP would do, and do nothing."""
     with _outcomes(app, as_json):
-        wanted = with_image(load(app, file), image)
+        asked = parameters(app, file)
+        wanted = with_image(asked["app"], image or asked.get("image"))
         with Engine() as engine:
             ensure_described_well(engine, wanted, lambda _: MASK)
             proxy = wanted.proxy
@@ -232,6 +225,7 @@ def up_command(
     with _outcomes("", as_json=False):
         parts = Parts.of(file, Address.parse(server), Address.parse(webhooks), notify)
         if systemd:
+            deployments(file)  # or it is refused before anything is written
             print(next_steps(parts, write_units(parts, directory)))
         else:
             up(parts)
@@ -241,6 +235,8 @@ def main() -> None:
     """The console script."""
     # Prefect sends SIGTERM to its own process once more when a run that it interrupted has ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a terminal that is gone
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     command()
 
 
@@ -293,20 +289,14 @@ def _outcomes(app: str, as_json: bool) -> Iterator[None]:
     """A failure within is told in a sentence, and ends the command with its exit code."""
     try:
         yield
-    except (NonstopError, KeyboardInterrupt, TerminationSignal) as failure:
-        outcome: Outcome = "failed"
-        evidence, message = "", sentence(failure)
+    except (NonstopError, KeyboardInterrupt, TerminationSignal, CancelledRun) as failure:
+        known = ended() or Report(outcome="failed", app=app, message=sentence(failure))
+        outcome, message, evidence = known.outcome, known.message, ""
         if isinstance(failure, NonstopError):
-            outcome, evidence = failure.outcome, failure.evidence
+            outcome, message, evidence = failure.outcome, sentence(failure), failure.evidence
         if as_json:
-            report = Report(
-                outcome=outcome,
-                app=app,
-                steps=tuple(STEPS.get() or ()),
-                message=message,
-                evidence=evidence,
-            )
-            print_json(report.model_dump(mode="json"))
+            told = {"outcome": outcome, "message": message, "evidence": evidence}
+            print_json(known.model_copy(update=told).model_dump(mode="json"))
         else:
             print_failure(outcome, message, evidence)
         sys.exit(EXIT_CODES[outcome])
@@ -321,9 +311,7 @@ def _prefect() -> Iterator[None]:
     """
     url = PREFECT_API_URL.value()
     if url:
-        try:
-            httpx.get(f"{url}/health", timeout=10).raise_for_status()
-        except httpx.HTTPError as error:
+        if error := away(url):
             raise Unavailable(
                 f"No Prefect server answers at PREFECT_API_URL={url} ({error}): start it, or "
                 "unset PREFECT_API_URL to run without one. Nothing was touched."

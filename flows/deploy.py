@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from typing import Annotated, Any
 
 from prefect import flow
@@ -15,14 +18,15 @@ from flows.account import note
 from flows.interrupts import Interrupts
 from flows.names import deploy_name, rename, rollback_name
 from flows.recover import recover_afterwards, recovered
-from flows.reported import reported
-from flows.way_back import WayBack, retire
+from flows.reported import ensure_not_cancelled, reported
+from flows.way_back import PENDING, WayBack, retire, succeeded
 from flows.windows import ensure_in_window
 from tasks.ask_approval import LONGEST, ask_approval, ensure_answerable
 from tasks.bluegreen.app import IMAGE_IN_FORMS, NAME, App, with_image
-from tasks.bluegreen.errors import NonstopError, Refused
+from tasks.bluegreen.errors import Failed, NonstopError, Refused
 from tasks.bluegreen.model import Observed, Plan, Report
 from tasks.bluegreen.plan import plan_deploy, plan_rollback
+from tasks.bluegreen.recovery import plan_recovery
 from tasks.bluegreen.unchanged import changes
 from tasks.compare import compare
 from tasks.health_check import health_check
@@ -66,7 +70,8 @@ def deploy(
         image: Image to deploy, in small letters, like registry.example.com/shop:1.5; empty: the
             app's own.
         approve: Pause before the cutover until somebody says yes in the Prefect UI.
-        approve_within: Seconds to wait for that yes; then the answer is no.
+        approve_within: Seconds to wait for that yes, at most until the release window closes; then
+            the answer is no.
         force: Deploy also when image, environment and settings are what serves already.
         override: Reason to deploy outside the app's release windows, kept in the report; empty: a
             request outside waits for the next opening.
@@ -79,13 +84,15 @@ def deploy(
     preflight(app)
     with locked(app.name, app.proxy, wait, ensure_newest) as holder:
         ensure_newest()
-        if not override.strip():  # it may have waited long
-            ensure_in_window(app, override)
-        seen = recovered(observe(app.name, app.proxy), app.proxy, holder)
-        if not force and not compare(app, seen):
-            return unchanged(seen)
-        plan = plan_deploy(app, seen, holder, str(flow_run.id or ""))
-        return replace(plan, seen, approve_within if approve else 0)
+        # asked again, as it may have waited long
+        closes = None if override.strip() else ensure_in_window(app, override)
+        before = observe(app.name, app.proxy)
+        seen = recovered(before, app.proxy, holder)
+        with refused_after(before):
+            if not force and not compare(app, seen):
+                return unchanged(seen)
+            plan = plan_deploy(app, seen, holder, str(flow_run.id or ""))
+            return replace(plan, seen, approve_within if approve else 0, closes)
 
 
 @flow(name="rollback", flow_run_name=rollback_name, **SETTINGS)
@@ -111,19 +118,23 @@ def rollback(
     kept = plan_rollback(seen, to).app
     preflight(kept, rollback=True)
     with locked(app, kept.proxy, wait) as holder:
-        now = recovered(observe(app, kept.proxy), kept.proxy, holder)
+        before = observe(app, kept.proxy)
+        now = recovered(before, kept.proxy, holder)
         if returned := returned_by_recovery(seen, now, to):
             return returned
-        ensure_the_same_serves(seen, now, to)
-        plan = plan_rollback(now, to, holder, str(flow_run.id or ""))
-        rename(f"rollback {app} to {plan.source} {plan.app.image}")
-        return replace(plan, now, approve_within if approve else 0)
+        with refused_after(before):
+            ensure_the_same_serves(seen, now, to)
+            plan = plan_rollback(now, to, holder, str(flow_run.id or ""))
+            rename(f"rollback {app} to {plan.source} {plan.app.image}")
+            return replace(plan, now, approve_within if approve else 0)
 
 
-def replace(plan: Plan, seen: Observed, approve_within: float) -> Report:
+def replace(
+    plan: Plan, seen: Observed, approve_within: float, closes: datetime | None = None
+) -> Report:
     """Green instead of blue; or, after any failure, blue as before and the failure raised.
 
-    With `approve_within` only after somebody said yes, within so many seconds.
+    With `approve_within` only after somebody said yes, within so many seconds, and before `closes`.
     """
     note(plan=plan)
     log = get_run_logger()
@@ -145,11 +156,37 @@ def replace(plan: Plan, seen: Observed, approve_within: float) -> Report:
             health_check(plan, replicas)
             site = render_config(plan, replicas)
             if approve_within:
-                note(ask_approval(plan, replicas, approve_within))
+                note(ask_approval(plan, replicas, approve_within, closes))
                 health_check(plan, replicas)  # it may be long since
+            ensure_not_cancelled()
             reload_nginx(plan, site)
             verified = verify_traffic(plan, replicas)
+            ensure_not_cancelled()
+        # Whatever ends the run from now on.
+        note(report=succeeded(plan, verified, pending=f"{PENDING}."))
         return retire(plan, verified)
+
+
+@contextmanager
+def refused_after(before: Observed) -> Iterator[None]:
+    """A run that is refused has touched nothing, unless it put right first what a dead one left.
+
+    Args:
+        before: what it found.
+
+    Raises:
+        Failed: it was refused then.
+    """
+    try:
+        yield
+    except Refused as failure:
+        if not plan_recovery(before).needed:
+            raise
+        what = failure.what.replace(" Nothing was touched.", "")
+        told = f"{what} What a run that died had left was put right before that."
+        error = Failed(told, failure.evidence)
+        error.serves = failure.serves
+        raise error from failure
 
 
 def unchanged(seen: Observed) -> Report:

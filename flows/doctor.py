@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_URL
+from pydantic import ValidationError
 
+from flows.parts import away
+from flows.pushes.push import Subscriber
+from flows.windows import deployment_of
 from tasks.bluegreen.app import App, Proxy
 from tasks.bluegreen.containers import Engine, engine_words
 from tasks.bluegreen.environment import MASK
@@ -20,7 +27,7 @@ from tasks.bluegreen.proxy import ranges, to_create
 from tasks.bluegreen.recovery import plan_recovery, recovery_lines
 from tasks.bluegreen.site import render_site
 from tasks.observe import observe, running_proxies
-from tasks.preflight import NOWHERE, ensure_described_well, ensure_site_loads
+from tasks.preflight import NOWHERE, TO_WRITE, ensure_described_well, ensure_site_loads
 
 API = (1, 40)  # of Docker 19.03, the first with all that is asked of it
 READABLE = ("json-file", "local", "journald")  # logging drivers that can be read
@@ -43,7 +50,7 @@ def examine(apps: Sequence[App], *, others: bool = False) -> Iterator[Finding]:
         apps: those that are described; none: engine and Prefect alone.
         others: whether these are all, so that any other app's containers are left over.
     """
-    yield from _prefect()
+    yield from _prefect(apps)
     try:
         engine = Engine()
     except NonstopError as error:
@@ -71,17 +78,39 @@ def _guarded(where: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Find
         yield Finding(where, " ".join(str(error).split()), "problem")
 
 
-def _prefect() -> Iterator[Finding]:
+def _prefect(apps: Sequence[App]) -> Iterator[Finding]:
     url = PREFECT_API_URL.value()
     if not url:
         yield Finding("Prefect", "no PREFECT_API_URL: the command runs Prefect's embedded server")
         return
-    try:
-        httpx.get(f"{url}/health", timeout=10).raise_for_status()
+    error = away(url)
+    if error is None:
         yield Finding("Prefect", f"the server at {url} answers")
-    except httpx.HTTPError as error:
+        with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+            for deployment in filter(None, (deployment_of(client, app) for app in apps)):
+                yield from _schedules(deployment)
+    else:
         remedy = "start it with `prefect server start`, or unset PREFECT_API_URL"
         yield Finding("Prefect", f"no server answers at {url} ({error})", "problem", remedy)
+
+
+def _schedules(deployment: DeploymentResponse) -> Iterator[Finding]:
+    """An active schedule that takes off what a push deployed."""
+    given = deployment.parameters
+    try:
+        app = Subscriber.model_validate(given["app"] | {"deployment": deployment.id})
+    except (ValidationError, TypeError):
+        return  # its runs say what is wrong
+    active = [one for one in deployment.schedules if one.active and not deployment.paused]
+    images = {one.parameters.get("image") or given.get("image") or app.image for one in active}
+    for image in sorted(filter(app.leaves_behind, images)):
+        yield Finding(
+            app.name,
+            f"its schedule deploys {image} as written, also after a push deployed a newer one by "
+            f"deploy_on_push {app.deploy_on_push}",
+            "warning",
+            "give both a tag that moves with each push, like `stable`, or take the schedule out",
+        )
 
 
 def _engine(engine: Engine) -> Iterator[Finding]:
@@ -119,6 +148,9 @@ def _proxy(engine: Engine, proxy: Proxy) -> Iterator[Finding]:
     if code != 0:
         remedy = "use an image with util-linux or busybox"
         yield Finding(where, "has no flock, which keeps two runs apart", "problem", remedy)
+    if why := nginx.unwritable():
+        what = f"no site can be put into {nginx.directory} ({why})"
+        yield Finding(where, what, "problem", TO_WRITE)
     host = nginx.seen["HostConfig"]
     if host["LogConfig"]["Type"] not in READABLE:
         yield Finding(
@@ -128,6 +160,7 @@ def _proxy(engine: Engine, proxy: Proxy) -> Iterator[Finding]:
             "warning",
             f"use one of {', '.join(READABLE)}",
         )
+    yield from of_log(where, host["LogConfig"], ours=nginx.ours)
     if host["RestartPolicy"]["Name"] not in ("always", "unless-stopped"):
         remedy = f"`docker update --restart unless-stopped {where}`"
         yield Finding(where, "does not come back after a reboot", "warning", remedy)
@@ -146,6 +179,27 @@ def of_nginx(where: str, numbers: tuple[int, ...]) -> Finding:
         "warning",
         f"use nginx {'.'.join(map(str, KEEPS))} or later",
     )
+
+
+def of_log(where: str, log: dict[str, Any], *, ours: bool) -> Iterator[Finding]:
+    """A log that nothing keeps from filling the disk.
+
+    Args:
+        where: the proxy.
+        log: its HostConfig.LogConfig.
+        ours: whether nonstop created it.
+    """
+    size = (log["Config"] or {}).get("max-size", "-1")
+    if log["Type"] == "json-file" and size.startswith("-"):
+        yield Finding(
+            where,
+            "its log, of a line for each request, grows for ever: HostConfig.LogConfig is "
+            "json-file without a max-size",
+            "warning",
+            f"when nobody minds, `docker rm -f {where}`, then deploy: it is made anew"
+            if ours
+            else "create it anew with `--log-opt max-size=20m --log-opt max-file=5`",
+        )
 
 
 def _single_files(engine: Engine, nginx: Nginx) -> Iterator[Finding]:
@@ -169,7 +223,7 @@ def _room(engine: Engine, where: str, look: Look) -> Iterator[Finding]:
     yield Finding(where, f"{look.free >> 20} MiB are free on the engine's disk")
     with engine_words("list networks"):
         networks: list[dict[str, Any]] = engine.api.networks(filters={"dangling": "true"})
-    unused = [n["Name"] for n in networks if "nonstop.network" in (n["Labels"] or {})]
+    unused = [n["Name"] for n in networks if "nonstop.network" in (n.get("Labels") or {})]
     if unused:
         remedy = f"`docker network rm {' '.join(unused)}` if no app is going to use them"
         yield Finding(
@@ -208,8 +262,15 @@ def _app(engine: Engine, app: App) -> Iterator[Finding]:
         if one.container != app.proxy.container
     ]
     for one in (seen, *(observe.fn(app.name, proxy) for proxy in former)):
-        for line in recovery_lines(plan_recovery(one)):
-            remedy = f"`nonstop recover {app.name}`"
+        if one.holder:
+            yield Finding(app.name, f"is being changed by {one.holder}")
+            continue
+        remedy, recovery = f"`nonstop recover {app.name}`", plan_recovery(one)
+        if recovery.connect:
+            what = f"the proxy {one.proxy} is not on network {recovery.connect} any more, so that "
+            what += f"visitors do not reach release {recovery.live}"
+            yield Finding(app.name, what, "problem", remedy)
+        for line in recovery_lines(recovery.model_copy(update={"connect": ""})):
             yield Finding(app.name, f"a run died: {line}", "warning", remedy)
     for name in seen.strangers:
         yield Finding(

@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
 
 from prefect.utilities import engine
 
+AGAIN = 0.05  # seconds
+
 
 class Interrupts:
-    """Within, the first SIGTERM or SIGINT ends what runs; a second one would cut the way back.
+    """Within, the first SIGTERM, SIGINT or SIGHUP ends what runs; a second would cut the way back.
 
-    `ignored` makes them wait from now on, whether one came or not.
+    `ignored` makes them wait from now on, whether one came or not. What a handler raises while
+    Python clears objects up is dropped by Python: then the signal comes once more.
     """
 
     def __init__(self) -> None:
         self.ignored = False
         self._before: dict[int, Any] = {}
         self._ours = self._handle  # one object, which Prefect looks for
+        self._number = 0
+        self._raised: BaseException | None = None
+        self._hook = sys.unraisablehook
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._ours)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                    self._before[number] = signal.signal(number, self._ours)
+            sys.unraisablehook = self._dropped
             # A cancelled run is Cancelled at once, and not Crashed first, only if Prefect finds
             # the handler that it knows when the runner tells of the cancellation.
-            if self._before[signal.SIGTERM] is engine._prefect_sigterm_handler:
+            if self._before.get(signal.SIGTERM) is engine._prefect_sigterm_handler:
                 engine._prefect_sigterm_handler = self._ours  # type: ignore[assignment]
         return self
 
     def __exit__(self, *_: object) -> None:
+        sys.unraisablehook = self._hook
+        self._raised = None  # it holds on to all that was at work
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if engine._prefect_sigterm_handler is self._ours:
@@ -41,8 +52,21 @@ class Interrupts:
         if self.ignored:
             return
         self.ignored = True
+        self._number = number
         handler = self._before[number]
-        if callable(handler):
-            handler(number, frame)
-        elif handler == signal.SIG_DFL:
-            raise KeyboardInterrupt
+        try:
+            if callable(handler):
+                handler(number, frame)
+            elif handler == signal.SIG_DFL:
+                raise KeyboardInterrupt
+        except BaseException as error:
+            self._raised = error
+            raise
+
+    def _dropped(self, what: sys.UnraisableHookArgs) -> None:
+        if self._raised is None or what.exc_value is not self._raised:
+            self._hook(what)
+            return
+        self.ignored = False
+        main = threading.main_thread().ident
+        threading.Timer(AGAIN, signal.pthread_kill, (main, self._number)).start()

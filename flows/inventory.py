@@ -22,14 +22,24 @@ def load(name: str, file: Path = FILE) -> App:
     Raises:
         BadInput: no such file or app, or the description is wrong.
     """
-    described = _described(file)
-    if name not in described:
-        known = ", ".join(sorted(described)) or "none"
+    app: App = parameters(name, file)["app"]
+    return app
+
+
+def parameters(name: str, file: Path = FILE) -> dict[str, Any]:
+    """What the deployment of the app of that name says of a deploy: `app`, `approve`, ...
+
+    Raises:
+        BadInput: no such file or app, or its description is wrong.
+    """
+    entries = _entries(file)
+    if name not in entries:
+        known = ", ".join(sorted(entries)) or "none"
         raise BadInput(
             f"{file} has no app named {name} (known: {known}): correct the name, or describe "
             f"the app there in a deployment with the entrypoint {ENTRYPOINT}."
         )
-    return parse(described[name])
+    return entries[name] | {"app": parse(entries[name]["app"])}
 
 
 def load_all(file: Path = FILE) -> tuple[App, ...]:
@@ -38,7 +48,7 @@ def load_all(file: Path = FILE) -> tuple[App, ...]:
     Raises:
         BadInput: no such file, or a description is wrong.
     """
-    return tuple(parse(app) for app in _described(file).values())
+    return tuple(parse(entry["app"]) for entry in _entries(file).values())
 
 
 def deployments(file: Path = FILE) -> list[dict[str, Any]]:
@@ -90,10 +100,10 @@ def app_of(file: Path, deployment: dict[str, Any]) -> dict[str, Any]:
     return app
 
 
-def _described(file: Path) -> dict[str, Any]:
+def _entries(file: Path) -> dict[str, dict[str, Any]]:
+    """Parameters of the deployments of flow deploy, by the names of their apps."""
     found = [entry for entry in deployments(file) if entry.get("entrypoint") == ENTRYPOINT]
-    apps = [app_of(file, deployment) for deployment in found]
-    return {str(app.get("name")): app for app in apps}
+    return {str(app_of(file, entry).get("name")): entry["parameters"] for entry in found}
 
 
 def placeholders() -> dict[str, str]:

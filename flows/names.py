@@ -9,7 +9,6 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
 from flows.artifact import briefly
@@ -45,7 +44,7 @@ def rollback_name() -> str:
 
 def rename(name: str) -> None:
     """The run is called so from now on; a server that is away costs the name, never the deploy."""
-    with suppress(httpx.HTTPError), briefly(), get_client(sync_client=True) as client:
+    with suppress(httpx.HTTPError), briefly() as client:
         client.update_flow_run(UUID(str(flow_run.id)), name=name)
 
 

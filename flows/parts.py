@@ -10,17 +10,24 @@ import os
 import socket
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx
-from prefect.settings import PREFECT_API_URL, get_current_settings
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    get_current_settings,
+    temporary_settings,
+)
 
+from flows.progress import to_nowhere
 from tasks.bluegreen.errors import BadInput, Unavailable
 from tasks.bluegreen.units import Frozen
 
 STARTUP = 120.0  # seconds; a first start makes the database, on a busy machine slowly
+ANSWER = 10.0  # seconds for the Prefect server to answer
 ROLL_BACK = 120.0  # seconds; Prefect gives each run 30 s to go back
 SETTINGS = {  # each gives way to what the environment or the profile says
     # A dead run is found by its silence; 30 s is the least that Prefect takes.
@@ -110,7 +117,7 @@ class Parts(Frozen):
 
     def all(self) -> tuple[Part, ...]:
         """In the order in which they start; they stop the other way round."""
-        runner = ["-m", "flows.runner", "--file", self.file.name]
+        runner = ["-m", "flows.runner", "--file", self.file.resolve().name]
         runner += ["--notify", self.notify] if self.notify else []
         found = [
             Part(
@@ -163,19 +170,26 @@ class Parts(Frozen):
 
 def tell(sentence: str) -> None:
     """One line for whoever watches, if somebody still does."""
-    with suppress(BrokenPipeError):
+    try:
         print(sentence, flush=True)
+    except OSError:
+        to_nowhere(sys.stdout)
 
 
 async def answers(url: str, limit: float, stop: asyncio.Event) -> bool:
     """Whether a Prefect server answers at that API address within `limit` seconds."""
     deadline = time.monotonic() + limit
-    async with httpx.AsyncClient(timeout=5) as client:
-        while not stop.is_set():
-            with suppress(httpx.HTTPError):
-                if (await client.get(f"{url}/health")).is_success:
-                    return True
-            if time.monotonic() > deadline:
-                return False
-            await asyncio.sleep(0.2)
+    while not stop.is_set():
+        if not await asyncio.to_thread(away, url):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.2)
     return False
+
+
+def away(url: str) -> Exception | None:
+    """Why no Prefect server answers at that API address, asked as Prefect's settings say."""
+    once = {PREFECT_API_REQUEST_TIMEOUT: ANSWER, PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(once), SyncPrefectClient(url) as client:
+        return client.api_healthcheck()

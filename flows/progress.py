@@ -3,15 +3,59 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-ERR = Console(stderr=True, highlight=False)
+
+class Stderr:
+    """Standard error, which may lose its reader: a deploy goes on, or back, all the same.
+
+    From the first line that cannot be written, because the terminal or the pipe's other end is
+    gone or the disk is full, everything goes nowhere.
+    """
+
+    def write(self, text: str) -> int:
+        """The number of characters that are dealt with."""
+        with self._or_nowhere():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """What was written is there."""
+        with self._or_nowhere():
+            self._stream.flush()
+
+    @contextmanager
+    def _or_nowhere(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            to_nowhere(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @property
+    def _stream(self) -> TextIO:
+        stream: TextIO = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # below a clock
+        return stream
+
+
+def to_nowhere(stream: TextIO) -> None:
+    """What is still to be written there, and all that comes, goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+ERR = Console(file=cast(IO[str], Stderr()), highlight=False)
 OURS = Path(__file__).parents[1]
 
 

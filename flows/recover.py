@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from functools import partial
 from typing import Any, cast
 
@@ -110,17 +111,17 @@ def _recover_one(app: str, wait: float) -> Report:
     if not observe(app, newest).proxy_since and not proxies:
         message = f"{app}: nothing to put right, its proxy {newest.container} is not there."
         return _untouched(app, message)
-    needed, now = False, []
-    try:
-        with locked(app, proxies[-1], wait) as holder:
-            for proxy in proxies:
-                seen = observe(app, proxy)
-                recovery = plan_recovery(seen)
-                needed |= recovery.needed
-                now.append(carry_out(recovery, seen, proxy, holder) if recovery.needed else seen)
-    except Locked as busy:
-        get_run_logger().info(busy.what)
-        return _untouched(app, busy.what)
+    now = [observe(app, proxy) for proxy in proxies]
+    if needed := any(plan_recovery(seen).needed for seen in now):  # else no run is kept out
+        try:
+            with locked(app, proxies[-1], wait) as holder:
+                now = [_put_right(app, proxy, holder) for proxy in proxies]
+        except Locked as busy:
+            get_run_logger().info(busy.what)
+            return _untouched(app, busy.what)
+    for one in now:
+        if needed or not one.holder:  # else that run may be about to have it served
+            _ensure_served(one)
     several = len(proxies) > 1
     lives = [
         f"release {one.live.number} serves{f' behind {one.proxy}' if several else ''}"
@@ -140,6 +141,29 @@ def _recover_one(app: str, wait: float) -> Report:
         changed=needed,
         message=message,
     )
+
+
+def _ensure_served(seen: Observed) -> None:
+    """What runs is served, as far as it should be.
+
+    Raises:
+        StateUnknown: a release runs whose site is gone, and nothing tells whether it ever served.
+    """
+    runs = [r for r in seen.behind if r.running and r.number not in seen.others]
+    if seen.live is None and runs:
+        names = " ".join(replica.name for release in runs for replica in release.replicas)
+        raise StateUnknown(
+            f"{seen.app}: nginx in {seen.proxy} has no site of it, though release "
+            f"{runs[-1].number} runs: `nonstop deploy {seen.app}` gives it one; or, if nobody asks "
+            f"for it any more, `docker rm -f {names}`."
+        )
+
+
+def _put_right(app: str, proxy: Proxy, holder: str) -> Observed:
+    """What is behind the proxy now that nothing is left to do there."""
+    seen = observe(app, proxy)
+    recovery = plan_recovery(seen)
+    return carry_out(recovery, seen, proxy, holder) if recovery.needed else seen
 
 
 def _untouched(app: str, message: str) -> Report:
@@ -235,5 +259,5 @@ def recover_afterwards(flow: Any, flow_run: Any, state: Any) -> None:
         needed = any(plan_recovery(observe.fn(str(name), proxy)).needed for proxy in proxies)
     finally:
         SHELLS.close()  # the runner, whose process this may be, lives on
-    if needed:
-        recover(str(name), wait=60)
+    if needed:  # the account stays that of the run
+        copy_context().run(recover, str(name), wait=60)

@@ -40,6 +40,9 @@ def print_report(report: Report) -> None:
             "failed",
             highlight=False,
         )
+        if report.verified.deaf:
+            said = f"visitors were not watched to the end: {report.verified.deaf}"
+            OUT.print(said, markup=False, soft_wrap=True)
     if report.drained:
         cut = f"; the limit cut {report.drained.left} connections" if report.drained.left else ""
         OUT.print(f"drained in {report.drained.seconds:.1f} s{cut}")
@@ -123,7 +126,9 @@ def _print_one(seen: Observed) -> None:
     OUT.print(table)
     if not seen.live:
         OUT.print(f"nginx serves no release of {seen.app}.", style="yellow")
-    if not seen.loaded:
+    if seen.holder:
+        OUT.print(f"It is being changed by {seen.holder}.", markup=False, soft_wrap=True)
+    elif not seen.loaded:
         OUT.print(
             "The site's file is not what the running nginx has loaded: a run died between the two. "
             f"`nonstop recover {seen.app}` puts it right.",
@@ -138,8 +143,11 @@ def _plan_lines(planned: Plan, seen: Observed) -> Iterator[str]:
         yield f"not before {opening}, outside its release windows; or with --override REASON:"
     if planned.blue is not None:
         yield f"nothing, if release {planned.blue} is what is wanted already; or with --force:"
+    if seen.holder:
+        yield f"nothing, while it is being changed by {seen.holder}; or with --wait, and after it:"
     recovery = plan_recovery(seen)
-    yield from recovery_lines(recovery)
+    if not seen.holder:
+        yield from recovery_lines(recovery)
     yield f"start release {planned.green} from {app.image} (pull_policy: {app.pull_policy}):"
     for index, address in enumerate(planned.addresses, start=1):
         yield f"  {app.name}-{planned.green}-{index} at {address}:{app.port}"

@@ -12,7 +12,6 @@ from uuid import UUID
 
 import httpx
 from prefect import states
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, Pause, TerminationSignal
 from prefect.logging import get_run_logger
@@ -116,10 +115,20 @@ def is_cancelled() -> bool:
 
     While signals are ours (`Interrupts`), Prefect takes a cancel for a crash.
     """
-    with suppress(httpx.HTTPError), briefly(), get_client(sync_client=True) as client:
+    with suppress(httpx.HTTPError), briefly() as client:
         state = client.read_flow_run(UUID(str(flow_run.id))).state
         return state is not None and state.is_cancelling()
     return False
+
+
+def ensure_not_cancelled() -> None:
+    """Nobody cancelled this run; one of the command, or that outlived its runner, gets no signal.
+
+    Raises:
+        KeyboardInterrupt: somebody did.
+    """
+    if is_cancelled():
+        raise KeyboardInterrupt
 
 
 def understood(kinds: dict[str, TypeAdapter[Any]], given: dict[str, Any]) -> dict[str, Any]:
@@ -142,5 +151,5 @@ def understood(kinds: dict[str, TypeAdapter[Any]], given: dict[str, Any]) -> dic
 def tag(app: str) -> None:
     """The run can be found by its app, however it was started."""
     tags = {*flow_run.tags, f"app:{app}"}
-    with suppress(httpx.HTTPError), briefly(), get_client(sync_client=True) as client:
+    with suppress(httpx.HTTPError), briefly() as client:
         client.update_flow_run(UUID(str(flow_run.id)), tags=tags)

@@ -1,9 +1,6 @@
 """The runner of one host: registers the inventory's deployments and runs what is asked of them.
 
-`nonstop up` and the systemd unit start it as `python -m flows.runner`. It is Prefect's own runner
-(what `serve` uses), because on SIGTERM its flows go back first and end as Cancelled; a process
-worker kills them. Two things differ: a server that is away for a while ends nothing, and runs are
-asked for every second.
+`nonstop up` and the systemd unit start it as `python -m flows.runner`.
 """
 
 from __future__ import annotations
@@ -11,50 +8,40 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
-from uuid import UUID
 
-import httpx
-import prefect.runner
 import typer
-from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterDeploymentId,
-    FlowRunFilterNextScheduledStartTime,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, StateType
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.client.schemas.schedules import SCHEDULE_TYPES
-from prefect.deployments.runner import RunnerDeployment
-from prefect.exceptions import ObjectNotFound
-from prefect.flows import load_flow_from_entrypoint
+from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL
-from prefect.types._datetime import now
+from prefect.utilities.schema_tools import validate
 from pydantic import ValidationError
 
 from flows.automations import ensure_automations
 from flows.inventory import ENTRYPOINT, FILE, app_of, deployments
 from flows.parts import STARTUP, answers, tell
+from flows.registered import remember
+from flows.running import Runner
 from tasks.bluegreen.app import complaints, parse
 from tasks.bluegreen.errors import EXIT_CODES, BadInput, Failed, NonstopError
 
-POLL = 1.0  # seconds between two looks for runs
-READY = 10.0  # seconds between two of Prefect's own questions, which mark deployments as ready
-ANSWER = 10.0  # seconds for the server to say what a run is called, before it ends without
 SCHEDULE = {"active", "parameters", "slug", "replaces", "max_scheduled_runs"}  # beside cron, ...
+REFUSALS = (400, 409, 422)  # statuses with which a server refuses a deployment for good
+INVALID = "exception_detail"  # where a server says which of its fields are wrong
 
 
 def served(file: Path = FILE) -> list[RunnerDeployment]:
     """The inventory's deployments as a runner registers them; templates as they are written.
 
     Raises:
-        BadInput: an entry that cannot be loaded, and why.
+        BadInput: an entry that cannot be loaded, or that the server would not take, and why.
     """
     return [_served(file, entry) for entry in deployments(file)]
 
@@ -63,7 +50,9 @@ def _served(file: Path, entry: dict[str, Any]) -> RunnerDeployment:
     name, entrypoint = entry.get("name"), entry.get("entrypoint")
     limit = entry.get("concurrency_limit")
     try:
-        load_flow_from_entrypoint(str(entrypoint), use_placeholder_flow=False)
+        flow: Flow[..., Any] = load_flow_from_entrypoint(
+            str(entrypoint), use_placeholder_flow=False
+        )
         if entrypoint == ENTRYPOINT:
             parse(app_of(file, entry))
         made = RunnerDeployment.from_entrypoint(
@@ -79,6 +68,7 @@ def _served(file: Path, entry: dict[str, Any]) -> RunnerDeployment:
             triggers=entry.get("triggers"),
             enforce_parameter_schema=entry.get("enforce_parameter_schema", True),
         )
+        wrong = _wrong(made, flow.parameters.model_dump(exclude_unset=True))
     except BadInput:
         raise
     except ValidationError as error:
@@ -86,6 +76,8 @@ def _served(file: Path, entry: dict[str, Any]) -> RunnerDeployment:
     except Exception as error:  # whatever an import of somebody's module raises
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise BadInput(f"{file}: deployment {name} ({entrypoint}) cannot be run: {said}") from error
+    if wrong:
+        raise BadInput(f"{file}: deployment {name}: {wrong}.")
     if entry.get("paused") is None:
         made.model_fields_set.discard("paused")  # so it is not sent: what the server has stays
     return made
@@ -98,102 +90,68 @@ def _schedule(described: dict[str, Any]) -> DeploymentScheduleCreate:
     return DeploymentScheduleCreate.model_validate({"schedule": when} | beside)
 
 
-async def keep_paused_schedules(deployment: RunnerDeployment) -> None:
-    """Schedules that somebody paused on the server stay so, unless the inventory says otherwise."""
+def _wrong(deployment: RunnerDeployment, schema: dict[str, Any]) -> str:
+    """What the server would say to the parameters, which it holds against the flow's schema."""
+    if not deployment.enforce_parameter_schema:
+        return ""
+    sent = deployment.model_dump(mode="json", include={"parameters"})["parameters"]
+    return "; ".join(map(_told, validate(sent, schema, ignore_required=True)))
+
+
+def _told(error: Any) -> str:
+    """An error of JSON Schema's as `complaints` tells those of pydantic's, without secrets."""
+    while error.context:  # of several forms the one that fits best: its error lies deepest
+        error = max(error.context, key=lambda one: len(one.absolute_path))
+    where, given = ".".join(map(str, error.absolute_path)), error.instance
+    said = error.message.removeprefix(repr(given)).strip()
+    shown = f" (given: {given!r})" if isinstance(given, int | float | str) else ""
+    return f"{where}: {said}{shown}"
+
+
+async def settle_schedules(deployment: RunnerDeployment) -> None:
+    """Schedules that somebody paused on the server stay so, unless the inventory says otherwise.
+
+    What has left the inventory is gone: where all have slugs the server changes those that are
+    named, keeps every other, and refuses one without a slug.
+    """
+    wanted = deployment.schedules or []
     async with get_client() as client:
         try:
             there = await client.read_deployment_by_name(deployment.full_name)
         except ObjectNotFound:
             return
-    paused = [_times(one.schedule) for one in there.schedules if not one.active]
-    for one in deployment.schedules or ():
-        if "active" not in one.model_fields_set and _times(one.schedule) in paused:
-            one.active = False
+        paused = [_times(one.schedule) for one in there.schedules if not one.active]
+        for one in wanted:
+            if "active" not in one.model_fields_set and _times(one.schedule) in paused:
+                one.active = False
+        slugs = {one.slug for one in there.schedules}
+        if None in slugs:
+            return  # the server makes all of them anew
+        for one in wanted:
+            if one.slug in slugs or one.replaces not in slugs:
+                one.replaces = None  # it was renamed before
+            one.parameters = one.parameters or {}  # else it keeps those that it had
+        named = {one.replaces or one.slug for one in wanted}
+        for old in there.schedules:
+            if None in named or old.slug not in named:
+                await client.delete_deployment_schedule(there.id, old.id)
 
 
 def _times(schedule: SCHEDULE_TYPES | None) -> dict[str, Any]:
     return schedule.model_dump(exclude={"anchor_date"}) if schedule else {}  # that of its making
 
 
-class Runner(prefect.runner.Runner):
-    """Prefect's runner, with a loop of our own: it goes on while the server is away.
-
-    Prefect's ends after three questions without an answer, and takes its deploys with it. Its
-    question writes to the database, where SQLite takes one writer at a time; our look only reads.
-    """
-
-    def __init__(self) -> None:
-        # Schedules go on when it is started again; waiting runs must not keep others out.
-        super().__init__(query_seconds=READY, limit=None, pause_on_shutdown=False)
-        self.blind = False
-        self.ours: list[UUID] = []
-
-    async def serve(self, stop: asyncio.Event) -> None:
-        """Runs what is asked for until `stop` is set; then every run has gone back and ended."""
-        async with self:
-            looking = asyncio.create_task(self._look())
-            stopped = asyncio.create_task(stop.wait())
-            await asyncio.wait({looking, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            looking.cancel()  # it may be waiting for a server that is away
-            while not self.idle():  # one whose process had only been asked for comes later
-                await asyncio.gather(*map(self._end, self._process_manager.flow_run_ids()))
-                await asyncio.sleep(0.1)
-        if not stop.is_set():
-            looking.result()  # what it failed by, if it did
-
-    async def _look(self) -> None:
-        """Runs that are due are started; returns when none could be cancelled any more."""
-        away, due = False, 0.0
-        async with get_client() as client:
-            while not (self.blind and self.idle()):
-                try:
-                    if time.monotonic() > due or await self._waiting(client):
-                        await self._get_and_submit_flow_runs()  # type: ignore[no-untyped-call]
-                        due = time.monotonic() + READY
-                except httpx.HTTPError as error:
-                    if not away:
-                        tell(f"the Prefect server does not answer ({error}); runs go on")
-                    away = True
-                else:
-                    if away:
-                        tell("the Prefect server answers again")
-                    away = False
-                await asyncio.sleep(POLL)
-
-    async def _waiting(self, client: PrefectClient) -> bool:
-        """Whether a run of ours is due."""
-        waiting = FlowRunFilter(
-            deployment_id=FlowRunFilterDeploymentId(any_=self.ours),
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
-            next_scheduled_start_time=FlowRunFilterNextScheduledStartTime(before_=now("UTC")),
-        )
-        return bool(await client.read_flow_runs(flow_run_filter=waiting, limit=1))
-
-    def idle(self) -> bool:
-        """No run has a process, or is about to."""
-        return not self._scheduled_run_poller._submitting_flow_run_ids
-
-    async def _end(self, run: UUID) -> None:
-        """The run went back and is Cancelled; while no server answers it went back all the same."""
-        try:
-            known = await asyncio.wait_for(self._client.read_flow_run(run), ANSWER)
-        except (httpx.HTTPError, TimeoutError):
-            await self._process_manager.kill(run)
-        else:
-            await self._cancel_run(known, "The runner was stopped.")
-
-    async def _handle_cancellation_observer_failure(self) -> None:
-        """No run can be cancelled any more; as soon as none is at work, a new process can."""
-        self.blind = True
-        await super()._handle_cancellation_observer_failure()
-
-
-async def run(found: Iterable[RunnerDeployment], notify: str | None) -> None:
+async def run(file: Path, found: Sequence[RunnerDeployment], notify: str | None) -> None:
     """The deployments are on the server, with their automations, and are run until SIGTERM.
+
+    Args:
+        file: the inventory.
+        found: its deployments.
+        notify: TYPE/NAME of the notification block by which failures are told.
 
     Raises:
         Failed: no server answers in time.
-        BadInput: there is no such block to notify with.
+        BadInput: the server refuses a deployment, or there is no such block to notify with.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -204,13 +162,30 @@ async def run(found: Iterable[RunnerDeployment], notify: str | None) -> None:
             return
         raise Failed(f"No Prefect server answers at PREFECT_API_URL={url}: start it.")
     runner = Runner()
-    for deployment in found:
-        await keep_paused_schedules(deployment)
-        runner.ours.append(await runner.aadd_deployment(deployment))
+    await remember(file, [one.full_name for one in found])  # before it changes the others: a
+    for deployment in found:  # receiver looks for apps again when a deployment changes
+        try:
+            await settle_schedules(deployment)
+            await runner.register(deployment)
+        except (DeploymentApplyError, PrefectHTTPStatusError) as error:
+            if not (words := _refusal(error)):
+                raise
+            name = deployment.full_name
+            raise BadInput(f"{file}: the Prefect server refuses {name}: {words}") from error
     await asyncio.to_thread(ensure_automations, notify)
     names = ", ".join(f"{one.flow_name}/{one.name}" for one in found)
     tell(f"runs {names} for {url}")
     await runner.serve(stop)
+
+
+def _refusal(error: DeploymentApplyError | PrefectHTTPStatusError) -> str:
+    """Why the server takes no such deployment, in its words; empty: another try may help."""
+    cause = error.__cause__ if isinstance(error, DeploymentApplyError) else error
+    if not isinstance(cause, PrefectHTTPStatusError) or cause.response.status_code not in REFUSALS:
+        return ""
+    said = cause.response.json()
+    found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in said.get(INVALID, ())]
+    return "; ".join(found) or str(said.get("detail") or cause)
 
 
 def main(
@@ -219,7 +194,7 @@ def main(
 ) -> None:
     """Register the deployments of the inventory, and run them until SIGTERM."""
     try:
-        asyncio.run(run(served(file), notify))
+        asyncio.run(run(file, served(file), notify))
     except NonstopError as error:
         tell(str(error))
         sys.exit(EXIT_CODES[error.outcome])  # 2, refused: starting it again would not help

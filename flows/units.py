@@ -40,7 +40,7 @@ def write_units(parts: Parts, directory: Path = DIRECTORY) -> tuple[Path, ...]:
             part=part,
             command=escape(shlex.join(part.command)).replace("$", "$$"),  # only there it is special
             folder=escape(str(parts.folder)),
-            file=parts.file.name,
+            file=parts.file.resolve().name,
             settings=[quoted(f"{name}={escape(value)}") for name, value in settings.items()],
         )
         path = directory / f"nonstop-{part.name}.service"

@@ -77,7 +77,8 @@ class _Up:
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
-            loop.add_signal_handler(number, self._signalled)
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                loop.add_signal_handler(number, self._signalled)
         try:
             for kept in self.kept:
                 if not self.stop.is_set():
@@ -103,8 +104,8 @@ class _Up:
         if self.stop.is_set():
             tell("nonstop  still stopping: a deploy that is cut short now could not go back")
         else:
+            self.stop.set()
             tell("nonstop  stopping; a deploy that runs goes back first")
-        self.stop.set()
 
 
 class _Kept:

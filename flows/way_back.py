@@ -10,10 +10,12 @@ from prefect.logging import get_run_logger
 from flows.account import unexpected
 from flows.interrupts import Interrupts
 from tasks.bluegreen.errors import Failed, NonstopError, Refused, StateUnknown
-from tasks.bluegreen.model import Plan, Report, Step, Verified
+from tasks.bluegreen.model import Drained, Plan, Report, Step, Verified
 from tasks.roll_back import roll_back
 from tasks.step import STEPS
 from tasks.teardown_blue import teardown_blue
+
+PENDING = "Cleanup is pending, the next run or `nonstop recover` finishes it"
 
 
 class WayBack:
@@ -76,18 +78,23 @@ def told(plan: Plan, failure: Exception, serves: str, *, touched: bool) -> Nonst
 
 def retire(plan: Plan, verified: Verified) -> Report:
     """Blue is drained and stopped; green serves and is good, so that a failure undoes nothing."""
-    drained, pending = None, ""
     try:
-        drained = teardown_blue(plan)
+        return succeeded(plan, verified, teardown_blue(plan))
     except (Abort, Pause, StateUnknown):
         raise
     except BaseException as failure:
-        pending = "Cleanup is pending, the next run or `nonstop recover` finishes it"
         if not isinstance(failure, Exception):
-            failure.add_note(f"Release {plan.green} serves. {pending}.")
+            failure.add_note(f"Release {plan.green} serves. {PENDING}.")
             raise
-        pending += f" ({failure})."
+        pending = f"{PENDING} ({failure})."
         get_run_logger().warning(pending)
+        return succeeded(plan, verified, pending=pending)
+
+
+def succeeded(
+    plan: Plan, verified: Verified, drained: Drained | None = None, pending: str = ""
+) -> Report:
+    """The report of a run whose green serves and is good; `pending` tells what is left of blue."""
     steps: list[Step] = STEPS.get() or []
     return Report(
         outcome="succeeded",

@@ -6,54 +6,73 @@ import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Scheduled
+from prefect.states import Cancelled, Scheduled
 from prefect.utilities.urls import url_for
 
 from flows.account import note
 from flows.names import app_name, name_of
 from tasks.bluegreen.app import App
 from tasks.bluegreen.errors import BadInput, OutsideWindow, Postponed, Unavailable
-from tasks.bluegreen.window import Window, is_open, next_opening
-from tasks.overtaken import PUSHED
+from tasks.bluegreen.window import Window, is_open, next_closing, next_opening
+from tasks.locked import LONGEST_WAIT
+from tasks.overtaken import PUSHED, SUPERSEDED, age
+
+POSTPONED = "postponed"  # tag of runs that wait for an opening
+EARLY = timedelta(seconds=2)  # Prefect may begin a run before its time, while it is still closed
 
 
-def ensure_in_window(app: App, override: str) -> None:
+def ensure_in_window(app: App, override: str) -> datetime | None:
     """The App may be deployed now, or somebody gave a reason why it is all the same.
+
+    Returns:
+        When the window closes; None: nobody has to mind that.
 
     Raises:
         Postponed: a run of the same deployment, or of the app's, waits for the next opening.
         OutsideWindow: the app has no deployment, so that nobody would start it later.
         Unavailable: the server does not answer.
     """
-    # Prefect may begin a run half a second early, so a postponed one while it is still closed.
-    now = max(datetime.now(UTC), flow_run.scheduled_start_time)
+    now = datetime.now(UTC)
+    if now < flow_run.scheduled_start_time < now + EARLY:
+        now = flow_run.scheduled_start_time
+    reason = override.strip()
     if is_open(app.window, now):
-        return
-    if override.strip():
-        note(f"Outside its release windows, with the reason: {override.strip()}")
-        get_run_logger().warning("%s: outside its release windows: %s", app.name, override.strip())
-        return
-    _postpone(app, next_opening(app.window, now))
+        return None if reason else next_closing(app.window, now)
+    if not reason:
+        _postpone(app, next_opening(app.window, now))
+    note(f"Outside its release windows, with the reason: {reason}")
+    get_run_logger().warning("%s: outside its release windows: %s", app.name, reason)
+    return None
 
 
-def schedule(app: App, at: str, **parameters: str | bool | float) -> str:
+def schedule(app: App, at: str, **parameters: Any) -> str:
     """A run of the app's deployment waits for that time; what was done, in a sentence.
+
+    If another run is at work then it waits for that too, unless the parameters say how long.
 
     Args:
         app: what is going to be deployed.
         at: time of day, today or tomorrow, or date and time, in this machine's time zone.
-        parameters: of the run, beside those of the deployment; empty ones are left out.
+        parameters: of the run, beside those of the deployment.
 
     Raises:
         BadInput: that is no time to come, or the server has no deployment of the app.
@@ -68,17 +87,18 @@ def schedule(app: App, at: str, **parameters: str | bool | float) -> str:
         )
     try:
         with get_client(sync_client=True) as client:
-            found = _deployment(client, app)
+            found = deployment_of(client, app)
             if found is None:
                 raise BadInput(
                     f"The Prefect server at {url} has no deployment of {app.name}: make it with "
                     "`prefect deploy --all`. Nothing was scheduled."
                 )
-            given = {name: value for name, value in parameters.items() if value}
+            if "wait" not in found.parameters:
+                parameters = {"wait": LONGEST_WAIT} | parameters  # nobody is there to ask again
             run = client.create_flow_run_from_deployment(
                 found.id,
-                parameters=given,
-                name=name_of(found.parameters | given),
+                parameters=parameters,
+                name=name_of(found.parameters | parameters),
                 state=Scheduled(scheduled_time=when),
                 tags=[f"app:{app.name}"],
             )
@@ -123,7 +143,7 @@ def told(when: datetime, windows: Sequence[Window]) -> str:
     return f"{local:%a %Y-%m-%d %H:%M %Z}"
 
 
-def _deployment(client: SyncPrefectClient, app: App) -> DeploymentResponse | None:
+def deployment_of(client: SyncPrefectClient, app: App) -> DeploymentResponse | None:
     """The app's, on a server that runs by itself; None: there is none."""
     if not PREFECT_API_URL.value():
         return None
@@ -137,7 +157,7 @@ def _postpone(app: App, opening: datetime) -> NoReturn:
     try:
         with get_client(sync_client=True) as client:
             me = client.read_flow_run(UUID(str(flow_run.id)))
-            of = me.deployment_id or getattr(_deployment(client, app), "id", None)
+            of = me.deployment_id or getattr(deployment_of(client, app), "id", None)
             if of is None:
                 _refuse(app, opening)
             run: FlowRun | None = None
@@ -145,13 +165,14 @@ def _postpone(app: App, opening: datetime) -> NoReturn:
                 # the same request waits once; one that somebody cancelled does not count
                 run = client.create_flow_run_from_deployment(
                     of,
-                    parameters=me.parameters,
+                    parameters=me.parameters | {"wait": LONGEST_WAIT},  # nobody is there to ask
                     name=name_of(me.parameters),
                     state=Scheduled(scheduled_time=opening, message=f"Its window opens {when}."),
-                    tags={f"app:{app.name}", *me.tags},
+                    tags={f"app:{app.name}", POSTPONED, *me.tags},
                     labels={PUSHED: me.labels[PUSHED]} if PUSHED in me.labels else None,
                     idempotency_key=_key(app.name, opening, me, run),
                 )
+            _supersede(client, app, run)
     except httpx.HTTPError as error:
         raise Unavailable(
             f"{app.name} may not be deployed before {when}, and the run for it could not be "
@@ -161,6 +182,20 @@ def _postpone(app: App, opening: datetime) -> NoReturn:
         f"{app.name} may not be deployed before {when}: {_where(run)} waits for it. "
         "With a reason as `override` it is deployed at once."
     )
+
+
+def _supersede(client: SyncPrefectClient, app: App, newest: FlowRun) -> None:
+    """What was asked for before and waits as well gives way; pushes see to that themselves."""
+    waiting = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[newest.deployment_id]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        tags=FlowRunFilterTags(all_=[POSTPONED, f"app:{app.name}"]),
+    )
+    message = f"A later request asked for run {newest.name}. Nothing was touched."
+    for run in client.read_flow_runs(flow_run_filter=waiting, limit=200):
+        both_pushed = PUSHED in run.labels and PUSHED in newest.labels
+        if age(run) < age(newest) and not both_pushed:
+            client.set_flow_run_state(run.id, Cancelled(name=SUPERSEDED, message=message))
 
 
 def _key(app: str, opening: datetime, asked: FlowRun, over: FlowRun | None) -> str:

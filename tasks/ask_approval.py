@@ -60,30 +60,46 @@ def ensure_answerable(approve: bool) -> None:
 
 
 @step("ask-approval", timeout=LONGEST + 300)
-def ask_approval(plan: Plan, replicas: tuple[Replica, ...], within: float) -> str:
+def ask_approval(
+    plan: Plan, replicas: tuple[Replica, ...], within: float, closes: datetime | None = None
+) -> str:
     """Somebody said yes; who, and why, in a sentence. Only whoever has the token met green.
 
     Args:
         plan: of the run.
         replicas: green's.
         within: seconds in which the answer has to come.
+        closes: when the app's release window does, which ends that time; None: nothing does.
 
     Raises:
         NotApproved: the answer was no, or none came.
     """
     app, release = plan.app.name, f"release {plan.green} of {plan.app.name}"
-    until = datetime.now(UTC) + timedelta(seconds=within)
-    text = _message(plan, _preview(plan, replicas), until)
+    now = datetime.now(UTC)
+    until, limit, why = now + timedelta(seconds=within), f"within {within:g} s", ""
+    if closes is not None and closes < until:
+        until, why = closes, ", when the release window closes"
+        limit = f"before the release window closed at {closes:%H:%M} UTC"
+    unanswered = f"Nobody approved {release} {limit}, so it was refused."
+    if until <= now:
+        raise NotApproved(unanswered)
+    text = _message(plan, _preview(plan, replicas), f"{until:%Y-%m-%d %H:%M:%S} UTC{why}")
     create_markdown_artifact(text, key=f"approval-{app}", description=f"Is {release} good?")
-    say(f"waiting for a yes until {until:%H:%M:%S} UTC; the run's artifact says how to see green")
+    say(
+        f"waiting for a yes until {until:%H:%M:%S} UTC{why}; the run's artifact says how to see "
+        "green"
+    )
     form = Approval.with_initial_data(description=text)
     try:
-        answer = pause_flow_run(wait_for_input=form, timeout=int(within), poll_interval=POLL)
+        answer = pause_flow_run(
+            wait_for_input=form,
+            timeout=max(int((until - datetime.now(UTC)).total_seconds()), 1),
+            poll_interval=POLL,
+            key=secrets.token_hex(8),  # when the run is tried again, an answer of before is none
+        )
     except FlowPauseTimeout as error:
         _run_on()
-        raise NotApproved(
-            f"Nobody approved {release} within {within:g} s, so it was refused."
-        ) from error
+        raise NotApproved(unanswered) from error
     except ValidationError as error:
         raise NotApproved(
             f"The run was resumed without an answer, so {release} was refused."
@@ -116,22 +132,22 @@ def _preview(plan: Plan, replicas: tuple[Replica, ...]) -> str:
         nginx.check(site)
         with nginx.installed(app.name, site.text, plan.holder):
             nginx.reload(app.name, site.generation)
-        door = FrontDoor(engine, nginx, blue.settings).base
+        door = FrontDoor(engine, nginx, blue.settings)
     return (
         "Whoever sends this header meets the new release, everybody else the old one:\n\n"
-        f"```sh\ncurl -H 'Host: {blue.settings.server_name}' "
-        f"-H '{PREVIEW_HEADER}: {preview.token}' {door}{app.verify.path}\n```"
+        f"```sh\ncurl -H 'Host: {door.host}' "
+        f"-H '{PREVIEW_HEADER}: {preview.token}' {door.base}{app.verify.path}\n```"
     )
 
 
-def _message(plan: Plan, preview: str, until: datetime) -> str:
+def _message(plan: Plan, preview: str, until: str) -> str:
     app = plan.app
     serves = f"release {plan.blue} serves" if plan.blue else "no release serves"
     return (
         f"Release {plan.green} of {app.name} ({app.image}) is healthy and waits for a yes; "
         f"{serves} meanwhile.\n\n{preview}\n\n"
         f"Until then no other deploy or rollback of {app.name} can start. Resume the run and "
-        f"answer before {until:%Y-%m-%d %H:%M:%S} UTC; no answer is a no."
+        f"answer before {until}; no answer is a no."
     )
 
 

@@ -39,6 +39,7 @@ def observe(app: str, proxy: Proxy | None = None) -> Observed:
             proxy = _home(engine, app, releases)
         others = tuple(_serving(engine, app, releases, apart_from=proxy.container))
         subnet, dynamic = ranges(engine, proxy)
+        gone = gone_proxies(engine, releases)
         if to_create(engine, proxy):
             return Observed(
                 app=app,
@@ -46,6 +47,7 @@ def observe(app: str, proxy: Proxy | None = None) -> Observed:
                 releases=releases,
                 live=None,
                 others=others,
+                gone=gone,
                 strangers=engine.strangers(app),
                 subnet=subnet,
                 dynamic=dynamic,
@@ -53,7 +55,6 @@ def observe(app: str, proxy: Proxy | None = None) -> Observed:
         nginx = Nginx(engine, proxy)
         with ThreadPoolExecutor(1) as pool:
             looking = pool.submit(nginx.look, app)  # the engine needs 50 ms for it
-            leaving = tuple(sorted(nginx.leaving()))
             taken, strangers = engine.addresses(proxy.network), engine.strangers(app)
             look = looking.result()
         return Observed(
@@ -63,12 +64,15 @@ def observe(app: str, proxy: Proxy | None = None) -> Observed:
             live=look.live,
             site=look.site,
             before=look.before,
+            holder=look.holder,
+            left=look.left,
             others=others,
+            gone=gone,
             nginx=look.version,
-            leaving=leaving,
             taken=taken,
             strangers=strangers,
             proxy_since=nginx.seen["Created"],
+            networks=nginx.networks(),
             subnet=subnet,
             dynamic=dynamic,
         )
@@ -82,6 +86,12 @@ def running_proxies(engine: Engine, releases: Iterable[Release]) -> list[Proxy]:
         found.pop(proxy.container, None)
         found[proxy.container] = proxy
     return [one for one in found.values() if engine.runs(one.container)]
+
+
+def gone_proxies(engine: Engine, releases: Iterable[Release]) -> tuple[str, ...]:
+    """Names of the proxies that these releases are behind and that no container has any more."""
+    names = {release.settings.proxy.container for release in releases}
+    return tuple(sorted(name for name in names if engine.inspect(name) is None))
 
 
 def _home(engine: Engine, app: str, releases: tuple[Release, ...]) -> Proxy:

@@ -10,6 +10,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun
@@ -63,8 +65,12 @@ def _newer() -> str | None:
 
 
 def pushed(deployment: UUID) -> FlowRunFilter:
-    """The runs of a deployment that pushes asked for."""
+    """The runs of a deployment that pushes asked for, without those that gave way.
+
+    All that wait for one opening are due at one time, and only so many are looked at.
+    """
     return FlowRunFilter(
+        state=FlowRunFilterState(name=FlowRunFilterStateName(not_any_=[SUPERSEDED])),
         tags=FlowRunFilterTags(all_=[PUSH]),
         deployment_id=FlowRunFilterDeploymentId(any_=[deployment]),
     )

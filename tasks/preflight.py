@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from tasks.bluegreen.app import App
 from tasks.bluegreen.containers import Engine
@@ -11,13 +12,14 @@ from tasks.bluegreen.errors import BadInput, SiteRejected, Unavailable
 from tasks.bluegreen.images import ensure_room, pin
 from tasks.bluegreen.nginx import Look, Nginx
 from tasks.bluegreen.probe import FromProxy, nearest
-from tasks.bluegreen.proxy import provided, to_create
+from tasks.bluegreen.proxy import provided, published, to_create
 from tasks.bluegreen.site import render_site
 from tasks.secret import secret
 from tasks.step import say, step
 
 NOWHERE = tuple(f"192.0.2.{last}" for last in range(1, 65))  # addresses for documentation
 ANY = (1, 30, 0)  # a version of nginx, before the real one is known
+TO_WRITE = "mount it writable, or set proxy.directory to one that is and that nginx includes"
 
 
 @step("preflight", timeout=1200, retries=2)
@@ -62,10 +64,10 @@ def ensure_fits(engine: Engine, nginx: Nginx, app: App, *, pulls: bool) -> Look:
 
 
 def ensure_described_well(engine: Engine, app: App, secret: Callable[[str], str] | None) -> None:
-    """Every template of the App renders, and its files, secrets and networks exist.
+    """Every template of the App renders; its files, secrets, networks and front door exist.
 
     Args:
-        engine: where the networks are.
+        engine: where networks and proxy are.
         app: what is going to be deployed.
         secret: gives the value of a named secret; None: the environment is not looked at.
 
@@ -83,6 +85,24 @@ def ensure_described_well(engine: Engine, app: App, secret: Callable[[str], str]
                 f"{app.name}: there is no Docker network {network}: create it "
                 "or remove it from `networks`."
             )
+    ensure_reachable(engine, app)
+
+
+def ensure_reachable(engine: Engine, app: App) -> None:
+    """A proxy that publishes ports publishes the one that the site listens on.
+
+    Raises:
+        BadInput: visitors would not meet the site.
+    """
+    proxy = app.proxy
+    ports = published(engine, proxy)
+    if proxy.url is None and ports and proxy.listen not in ports:
+        raise BadInput(
+            f"{app.name}: the site would listen on port {proxy.listen} (proxy.listen), of which "
+            f"the proxy {proxy.container} publishes nothing, only of "
+            f"{', '.join(map(str, sorted(ports)))}: change proxy.listen, or what the container "
+            "publishes (proxy.publish holds for a new one), or name the front door in proxy.url."
+        )
 
 
 def ensure_site_loads(nginx: Nginx, app: App) -> Look:
@@ -93,11 +113,19 @@ def ensure_site_loads(nginx: Nginx, app: App) -> Look:
 
     Raises:
         BadInput: with nginx's own words.
-        Unavailable: the proxy's configuration is broken without it, too.
+        Unavailable: the proxy's configuration is broken without it, too; or no site can be put
+            where nginx reads them.
     """
-    look = nginx.look(app.name)
-    try:
-        nginx.check(render_site(app, 0, NOWHERE[: app.replicas], look.version))
-    except SiteRejected as error:
-        raise BadInput(error.what + " Nothing was touched.", error.evidence) from error
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(nginx.unwritable)  # the engine needs 50 ms for it
+        look = nginx.look(app.name)
+        try:
+            nginx.check(render_site(app, 0, NOWHERE[: app.replicas], look.version))
+        except SiteRejected as error:
+            raise BadInput(error.what + " Nothing was touched.", error.evidence) from error
+    if why := writing.result():
+        raise Unavailable(
+            f"No site can be put into {nginx.directory} in {app.proxy.container} ({why}): "
+            f"{TO_WRITE}. Nothing was touched."
+        )
     return look

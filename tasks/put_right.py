@@ -8,6 +8,7 @@ from tasks.bluegreen.drain import GREEN_DRAIN, drain
 from tasks.bluegreen.errors import StateUnknown
 from tasks.bluegreen.model import Live, Observed, Recovery
 from tasks.bluegreen.nginx import Nginx
+from tasks.bluegreen.proxy import connect
 from tasks.bluegreen.recovery import recovery_lines
 from tasks.bluegreen.site import render_site
 from tasks.step import say, step
@@ -17,6 +18,8 @@ from tasks.teardown_blue import remove_release
 @step("put-right", timeout=300, retries=2)
 def put_right(recovery: Recovery, seen: Observed, proxy: Proxy, holder: str) -> None:
     """The site's file is what nginx has loaded, the live release's replicas run, no other is new.
+
+    The proxy is on their network.
 
     Args:
         recovery: what is done.
@@ -32,6 +35,8 @@ def put_right(recovery: Recovery, seen: Observed, proxy: Proxy, holder: str) -> 
     app = recovery.app
     with Engine() as engine:
         nginx = Nginx(engine, proxy)
+        if recovery.connect and recovery.connect not in (nginx.networks() or ()):  # a second try
+            connect(engine, nginx, recovery.connect)
         releases = {release.number: release for release in engine.releases(app)}
         live = releases.get(recovery.live or 0)
         for replica in live.replicas if live else ():
@@ -50,15 +55,15 @@ def put_right(recovery: Recovery, seen: Observed, proxy: Proxy, holder: str) -> 
         for number in recovery.remove:
             if number in releases:  # a way back that died may have taken it off just now
                 limit = min(releases[number].settings.drain.limit, GREEN_DRAIN)
-                drain(nginx, releases[number].servers, limit, (), say)
+                drain(nginx, releases[number].servers, limit, releases[number].made, say)
                 remove_release(engine, releases[number])
 
 
 def _site(recovery: Recovery, seen: Observed) -> tuple[str | None, str | None]:
-    """The site's text and generation: what nginx has loaded, or shall load; none: no site."""
+    """The site's text and generation: what nginx has loaded, or shall load; None: no site."""
     if recovery.site == "load":
         return seen.site, _generation(seen.site)
-    if seen.loaded_site is not None:
+    if recovery.site != "restore" and seen.loaded_site is not None:
         return seen.loaded_site, _generation(seen.loaded_site)
     release = seen.release(recovery.live or 0)
     if release is None:

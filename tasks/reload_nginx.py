@@ -37,7 +37,7 @@ def reload_nginx(plan: Plan, site: Site) -> None:
             if time.monotonic() - began > seconds + SETTLE:
                 raise CutoverUnproven(
                     f"{site.app}: nginx loaded release {site.number}, but the front door "
-                    f"{door.base} (host {plan.app.server_name}) says "
+                    f"{door.base} (host {door.host}) says "
                     f"{answer.release or 'no release'} with {answer}."
                 )
             time.sleep(0.1)

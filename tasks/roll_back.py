@@ -45,14 +45,10 @@ def roll_back(plan: Plan, why: str) -> str:
     say(f"rolling back: {why}")
     app = plan.app
     began = time.monotonic()
-    earlier: set[int] | None = None
     while True:
         try:
             with Engine() as engine:
-                nginx = Nginx(engine, app.proxy)
-                if earlier is None:  # they serve blue or what was before it, but never green
-                    earlier = nginx.leaving()
-                _go_back(engine, nginx, plan, earlier)
+                _go_back(engine, Nginx(engine, app.proxy), plan)
         except NonstopError as error:
             passing = isinstance(error, EngineHiccup | Unavailable)
             if passing and time.monotonic() - began < PATIENCE:
@@ -70,7 +66,7 @@ def roll_back(plan: Plan, why: str) -> str:
         return f"Release {plan.blue} serves, as before."
 
 
-def _go_back(engine: Engine, nginx: Nginx, plan: Plan, earlier: set[int]) -> None:
+def _go_back(engine: Engine, nginx: Nginx, plan: Plan) -> None:
     app = plan.app
     releases = {r.number: r for r in engine.releases(app.name)}
     green, blue = releases.get(plan.green), releases.get(plan.blue or 0)
@@ -79,13 +75,12 @@ def _go_back(engine: Engine, nginx: Nginx, plan: Plan, earlier: set[int]) -> Non
     _ensure_blue(engine, nginx, plan, blue)
     if green is None or not ours:  # gone, or of a run that took over
         return
-    drain(nginx, green.servers, min(app.drain.limit, GREEN_DRAIN), earlier, say)
+    drain(nginx, green.servers, min(app.drain.limit, GREEN_DRAIN), green.made, say)
     _never_the_live_one(nginx, plan)
     for replica in ours:
         engine.remove(replica.id)
-    if app.pull_policy != "never":  # what a registry has does not pile up here
-        with suppress(EngineHiccup):
-            remove_image(engine, green.pinned)
+    with suppress(EngineHiccup):
+        remove_image(engine, green)
 
 
 def _ensure_nobody_else_s(nginx: Nginx, plan: Plan, *, theirs: bool) -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.environment import environment
 from tasks.bluegreen.errors import NothingKept, ReplicaCrashed
-from tasks.bluegreen.images import pin
+from tasks.bluegreen.images import pin, was_pulled
 from tasks.bluegreen.model import Plan, Replica
 from tasks.secret import secret
 from tasks.step import say, step
@@ -24,10 +24,13 @@ def start_green(plan: Plan) -> tuple[Replica, ...]:
     app = plan.app
     with Engine() as engine:
         image = plan.pinned or pin(engine, app, say)
+        pulled = was_pulled(engine, app, image)
         variables = _environments(engine, plan)
 
         def start(index: int) -> Replica:
-            made = engine.create(plan, index, image_id=image, environment=variables[index - 1])
+            made = engine.create(
+                plan, index, image_id=image, environment=variables[index - 1], pulled=pulled
+            )
             engine.start(made)
             replica = engine.replica(made)
             if replica is None:

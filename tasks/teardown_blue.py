@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from tasks.bluegreen.containers import Engine
@@ -11,6 +12,7 @@ from tasks.bluegreen.images import remove_image
 from tasks.bluegreen.model import Drained, Live, Observed, Plan, Release
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.plan import plan_retirement
+from tasks.observe import gone_proxies
 from tasks.step import say, step
 
 
@@ -25,10 +27,18 @@ def teardown_blue(plan: Plan) -> Drained:
     with Engine() as engine:
         nginx = Nginx(engine, app.proxy)
         releases = engine.releases(app.name)
-        every = Observed(app=app.name, proxy=app.proxy.container, releases=releases)
+        every = Observed(
+            app=app.name,
+            proxy=app.proxy.container,
+            releases=releases,
+            live=Live(number=plan.green, generation=""),  # asked of nginx before anything stops
+            gone=gone_proxies(engine, releases),
+        )
         older = [r for r in every.behind if r.number < plan.green]
-        servers = frozenset[str]().union(*(r.servers for r in older if not r.standing))
-        drained = drain(nginx, servers, app.drain.limit, plan.leaving, say)
+        up = [release for release in older if not release.standing]
+        servers = frozenset[str]().union(*(release.servers for release in up))
+        made = min((release.made for release in up), default=time.time())
+        drained = drain(nginx, servers, app.drain.limit, made, say)
         live = ensure_green_serves(nginx, plan)
         retirement = plan_retirement(every.model_copy(update={"live": live}), app.keep)
 
@@ -71,7 +81,7 @@ def stop(engine: Engine, release: Release) -> None:
 
 
 def remove_release(engine: Engine, release: Release) -> None:
-    """None of its containers is left, nor its image where a registry has it."""
+    """None of its containers is left, nor its image where nonstop pulled it."""
     with ThreadPoolExecutor(len(release.replicas)) as pool:
         list(pool.map(lambda replica: engine.remove(replica.id), release.replicas))
-    remove_image(engine, release.pinned)
+    remove_image(engine, release)

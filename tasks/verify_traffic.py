@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from datetime import datetime
 
 from tasks.bluegreen.containers import Engine
@@ -11,7 +12,7 @@ from tasks.bluegreen.gates import Verify
 from tasks.bluegreen.model import Plan, Replica, Verified
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.probe import Answer, FrontDoor, unlike
-from tasks.bluegreen.visits import Attempts, Visits
+from tasks.bluegreen.visits import Attempts, Side, Visits
 from tasks.health_check import ensure_alive
 from tasks.step import say, step, watched
 
@@ -35,14 +36,18 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
     with Engine() as engine, Engine() as follower:
         nginx = Nginx(engine, app.proxy)
         door = FrontDoor(engine, nginx, app)
-        releases = {release.number: release.servers for release in engine.releases(app.name)}
-        green, blue = releases[plan.green], releases.get(plan.blue or 0, frozenset())
+        releases = {release.number: release for release in engine.releases(app.name)}
         # Of the last to start: a replica that stood still until a recovery failed nobody since.
-        since = max(datetime.fromisoformat(replica.started).timestamp() for replica in replicas)
+        since = _last(replica.started for replica in replicas)
+        green, blue = Side(releases[plan.green].servers, since), Side(frozenset(), 0)
+        if before := releases.get(plan.blue or 0):
+            # An earlier green that failed may have had this number and these addresses.
+            since = _last(replica.created for replica in before.replicas)
+            blue = Side(before.servers, since)
         ours, in_a_row = Attempts(0, 0), 0
         with (
-            Visits(follower, nginx, app.name, green, blue, since) as visits,
-            watched(plan, lambda: _verified(ours, visits.green)),
+            Visits(follower, nginx, app.name, green, blue) as visits,
+            watched(plan, lambda: _verified(ours, visits)),
         ):
             began = looked = told = time.monotonic()
             while True:
@@ -73,25 +78,32 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
                 time.sleep(verify.interval)
             if verify.bake_time:
                 time.sleep(FLUSH)
+                visits.up_to_now()
             for replica in replicas:
                 ensure_alive(engine, plan, replica)
             judge(verify, plan, visits.green, visits.blue)
-            visitors, deaf = visits.green, visits.deaf
-    if deaf:
-        say(f"visitors were not watched to the end: {deaf}")
+            verified = _verified(ours, visits)
+    if verified.deaf:
+        say(f"visitors were not watched to the end: {verified.deaf}")
     say(
-        f"release {plan.green} is good: {told_of(ours, visitors)} (blue before: "
+        f"release {plan.green} is good: {told_of(ours, visits.green)} (blue before: "
         f"{visits.blue.failed} of {visits.blue.total})"
     )
-    return _verified(ours, visitors)
+    return verified
 
 
-def _verified(ours: Attempts, visitors: Attempts) -> Verified:
+def _last(moments: Iterable[str]) -> float:
+    """The latest of the engine's times, as Unix time in seconds."""
+    return max(datetime.fromisoformat(moment).timestamp() for moment in moments)
+
+
+def _verified(ours: Attempts, visits: Visits) -> Verified:
     return Verified(
         requests=ours.total,
         failed=ours.failed,
-        visitors=visitors.total,
-        visitors_failed=visitors.failed,
+        visitors=visits.green.total,
+        visitors_failed=visits.green.failed,
+        deaf=visits.deaf,
     )
 
 

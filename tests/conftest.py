@@ -16,7 +16,7 @@ from tests.lab.served import Served
 from tests.lab.server import prefect_of_its_own
 from tests.lab.shop import Shop
 from tests.lab.tally import Case
-from tests.lab.webhooks import Receiver
+from tests.lab.webhooks import Receiver, Waiting
 
 # A shell that starts the tests in the background makes them and their commands ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -59,6 +59,12 @@ def receiver(prefect: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A receiver of webhooks, with a secret for every sender."""
     with Receiver(tmp_path_factory.mktemp("secrets")) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def _nothing_waits() -> Iterator[None]:
+    yield
+    Waiting.remove_all()
 
 
 @pytest.fixture

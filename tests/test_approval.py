@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.deploy import deploy, rollback
 from flows.recover import recover
-from tasks.ask_approval import ensure_answerable
+from tasks.ask_approval import ask_approval, ensure_answerable
 from tasks.bluegreen.errors import NotApproved, Unavailable
 from tasks.bluegreen.model import PREVIEW, Report
+from tasks.bluegreen.plan import plan_deploy
+from tasks.observe import observe
 from tests.lab import history
+from tests.lab.clock import minute
 from tests.lab.command import Command
 from tests.lab.served import Served, cancel, resume, until
 from tests.lab.shop import Shop
@@ -127,6 +131,54 @@ def test_no_answer_is_a_no(shop: Shop, aside: ThreadPoolExecutor) -> None:
     assert "Release 1 serves, as before." in state["message"]
     assert shop.releases() == {"one"}
     assert PREVIEW not in site(shop)
+
+
+def test_the_time_for_a_yes_ends_with_the_release_window_unless_there_is_a_reason(
+    shop: Shop, aside: ThreadPoolExecutor
+) -> None:
+    shop.deploy("one")
+    closing = minute(15)
+    opens = {"opens": f"{closing - timedelta(hours=1):%H:%M}", "closes": f"{closing:%H:%M}"}
+    future, run = waiting(aside, shop, within=300, window=[opens])
+    told = (
+        f"answer before {closing:%Y-%m-%d %H:%M}:00 UTC, when the release window closes; no answer"
+    )
+    assert told in history.artifact(f"approval-{shop.name}")
+    with pytest.raises(
+        NotApproved, match=f"before the release window closed at {closing:%H:%M} UTC"
+    ):
+        future.result(timeout=120)
+    assert timedelta(0) < datetime.now(UTC) - closing + timedelta(seconds=1) < timedelta(seconds=20)
+    assert "Release 1 serves, as before." in until(run, "Failed")["state"]["message"]
+    assert shop.releases() == {"one"}
+    start = partial(
+        deploy, app=shop.app("two", window=[opens]), approve=True, override="it is down"
+    )
+    future, run = paused(aside, shop, start)
+    assert "release window" not in history.artifact(f"approval-{shop.name}")
+    resume(run, approve=True, by="Kim")
+    assert future.result(timeout=60).release == 2
+
+
+def test_nobody_is_asked_once_the_window_has_closed(shop: Shop) -> None:
+    plan = plan_deploy(shop.app("one"), observe.fn(shop.name, shop.app().proxy))
+    with pytest.raises(NotApproved, match="before the release window closed"):
+        ask_approval.fn(plan, (), 60, datetime.now(UTC))
+
+
+def test_a_yes_is_for_one_try_only(shop: Shop, served: Served) -> None:
+    shop.deploy("one")
+    bad = shop.described(image="nonstop-lab-hello:v2", verify={"bake_time": 1, "status": [418]})
+    run = served.start("deploy", app=bad, approve=True)
+    until(run, "Paused")
+    assert resume(run, approve=True, by="Kim")["status"] == "ACCEPT"
+    until(run, "Failed")
+    again = {"state": {"type": "SCHEDULED"}, "force": True}  # as `prefect flow-run retry` asks
+    history.ask("POST", f"/flow_runs/{run}/set_state", again)
+    until(run, "Paused")
+    assert shop.get().headers["X-Release"] == "one"
+    assert resume(run, by="Kim")["status"] == "ACCEPT"
+    assert "was refused by Kim" in until(run, "Failed")["state"]["message"]
 
 
 def test_a_run_that_waits_is_cancelled_and_goes_back(shop: Shop, served: Served) -> None:

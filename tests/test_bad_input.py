@@ -23,6 +23,7 @@ from tasks.bluegreen.errors import (
     RegistryAway,
     Unavailable,
 )
+from tests.lab.command import Command
 from tests.lab.images import PROXY
 from tests.lab.shop import Shop, free_port
 
@@ -251,6 +252,25 @@ def test_a_first_deploy_that_is_refused_leaves_no_proxy_behind(shop: Shop, tmp_p
     with refused(shop, BadInput, TEMPLATES["rejected"][1]):
         deploy(app=shop.app("one", proxy=alone(shop) | {"template": str(template)}))
     assert not any(touched(shop).values())
+
+
+def test_a_site_on_a_port_that_the_proxy_does_not_publish_is_refused(command: Command) -> None:
+    shop = command.shop
+    new = {"publish": [f"127.0.0.1:{shop.port}:8080"]}
+    with refused(shop, BadInput, f"the proxy {shop.proxy} publishes nothing, only of 8080: change"):
+        deploy(app=shop.app("one", proxy=alone(shop) | new))
+    shop.deploy("one")
+    for changes in (new | {"listen": 8080}, {"listen": 8080}):  # publish is for a new proxy
+        with refused(shop, BadInput, "would listen on port 8080 (proxy.listen), of which the"):
+            shop.deploy("two", proxy=changes)
+    command.describe(proxy={"listen": 8080})
+    _, err = command.run("plan", shop.name, code=2)
+    assert "publishes nothing, only of 80: change proxy.listen" in " ".join(err.split())
+
+
+def test_behind_a_proxy_that_publishes_nothing_a_site_may_listen_on_any_port(shop: Shop) -> None:
+    deploy(app=shop.app("one", proxy={"publish": [], "listen": 8080}))
+    assert set(shop.containers()) == {"1-1", "1-2"}
 
 
 def test_a_rollback_to_what_is_not_there_is_refused(shop: Shop) -> None:

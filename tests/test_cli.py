@@ -13,9 +13,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from flows.automations import SILENCE
+from tests.lab import history
 from tests.lab.command import Command, deploying
+from tests.lab.served import cancel
 from tests.lab.shop import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +66,11 @@ def test_json_is_alone_on_standard_output(command: Command) -> None:
     refused = json.loads(command.run("rollback", shop.name, "--json", code=2)[0])
     assert refused["outcome"] == "refused"
     assert "no kept release" in refused["message"]
+    command.describe(environment={"CRASH": "start"})
+    failed = json.loads(command.run("deploy", shop.name, "--json", code=1)[0])
+    assert (failed["outcome"], failed["blue"]) == ("failed", 1)
+    assert failed["steps"][-1]["name"] == "roll-back"
+    assert any("CRASH" in change for change in failed["changes"])
 
 
 def test_a_failed_deploy_says_why_and_who_serves(command: Command) -> None:
@@ -90,6 +98,27 @@ def test_what_is_unknown_is_refused(
     assert words in " ".join(command.run(*arguments, code=2)[1].split())
 
 
+def test_what_the_inventory_says_beside_the_app_holds_for_the_command(command: Command) -> None:
+    content = yaml.safe_load(command.file.read_text())
+    said = content["deployments"][0]["parameters"]
+    command.environment["PREFECT_API_URL"] += "/"  # Prefect takes it, too
+    for more, words in (
+        ({"wait": 9_999_999}, "wait: input should be less than or equal to 10800"),
+        ({"aprove": True}, f"a deploy of {command.shop.name} takes no aprove: take it out"),
+    ):
+        said |= more
+        command.file.write_text(yaml.safe_dump(content))
+        _, err = command.run("deploy", command.shop.name, code=2)
+        assert words in " ".join(err.split())
+    said |= {"approve": True, "approve_within": 1, "image": "nonstop-lab-hello:v2", "wait": 1}
+    del said["aprove"]
+    command.file.write_text(yaml.safe_dump(content))
+    _, err = command.run("deploy", command.shop.name, code=1)
+    assert "Nobody approved release 1" in " ".join(err.split())
+    assert "nonstop-lab-hello:v2" in command.run("plan", command.shop.name)[0]
+    assert command.shop.containers() == {}
+
+
 def test_a_prefect_server_that_does_not_answer_is_named(command: Command) -> None:
     url = f"http://127.0.0.1:{free_port()}/api"
     command.environment |= {"PREFECT_API_URL": url}
@@ -115,6 +144,42 @@ def test_a_deploy_that_is_interrupted_goes_back_first(
     assert heard.lost == 0, heard.losses
     assert command.shop.live() == 1
     assert set(command.shop.containers()) == {"1-1", "1-2"}
+
+
+def test_a_deploy_that_is_interrupted_when_green_is_good_has_succeeded(command: Command) -> None:
+    shop = command.shop
+    shop.deploy("one")
+    command.describe(drain={"limit": 60})
+    with shop.visitors(kinds=["download"], download=20):
+        time.sleep(1)  # one has begun
+        process = command.start("deploy", shop.name, "--json")
+        assert process.stderr
+        while "verify-traffic" not in (line := process.stderr.readline()):
+            assert line, "it ended"
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    told = json.loads(out)
+    assert (told["outcome"], told["release"], told["cleanup"]) == ("succeeded", 2, "pending")
+    assert "Release 2 serves. Cleanup is pending" in told["message"]
+    assert shop.live() == 2
+
+
+def test_a_cancel_in_the_ui_has_a_deploy_of_the_command_go_back(command: Command) -> None:
+    shop = command.shop
+    shop.deploy("one")
+    with deploying(command, bake=5) as process:
+        (run, _) = history.runs(shop.name)
+        cancel(run["id"])
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Cancelled. Release 1 serves, as before." in " ".join(err.split())
+    assert "Traceback" not in err
+    (run, _) = history.runs(shop.name)
+    assert run["state_name"] == "Cancelled"
+    assert shop.live() == 1
+    assert set(shop.containers()) == {"1-1", "1-2"}
 
 
 def test_without_a_server_the_history_is_there_when_one_is_started(
@@ -163,7 +228,7 @@ def test_every_command_of_the_readme_is_one_that_is_tried() -> None:
         "make (demo|test|lint)",  # .ci/run
         "nonstop (plan|status|rollback|recover|doctor) shop",
         "nonstop deploy shop --image [a-z0-9./:]+",
-        'nonstop deploy shop --(override "[a-z ]+"|at 03:00)',  # test_doors.py
+        'nonstop deploy shop --(override "[a-z ]+"|at 23:00)',  # test_doors.py
         "prefect (server start|deploy --all)",  # test_prefect_yaml.py
         "nonstop up( --systemd)?",  # test_up.py, test_units.py
         "prefect work-pool create nonstop --type process",

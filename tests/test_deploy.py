@@ -110,6 +110,29 @@ def test_a_slow_upload_reaches_blue_and_visitors_of_other_sites_do_not_hold_the_
         other.close()
 
 
+def test_an_upload_to_blue_may_be_held_by_a_worker_that_another_app_s_reload_left(
+    shop: Shop,
+) -> None:
+    shop.deploy("one")
+    other = Shop(shop.api)
+    other.proxy, other.port, other.url = shop.proxy, shop.port, shop.url
+    other.description["proxy"] = shop.description["proxy"]
+    try:
+        with ThreadPoolExecutor() as threads:
+            answer = threads.submit(upload, shop, 25)
+            time.sleep(1)
+            other.deploy("other", hosts=["other.example.com"])
+            report = shop.deploy("two", drain={"limit": 60})
+            assert answer.result().headers["X-Release"] == "one"
+        assert report.drained
+        assert report.drained.seconds < 26
+        after = shop.deploy("three").drained
+        assert after
+        assert after.seconds < 2
+    finally:
+        other.close()
+
+
 def upload(shop: Shop, seconds: float) -> httpx.Response:
     """The answer to a POST whose body takes that long to come."""
 

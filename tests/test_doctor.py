@@ -6,11 +6,21 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from flows.doctor import of_engine, of_nginx
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.schedules import CronSchedule
+
+from flows.deploy import deploy
+from flows.doctor import of_engine, of_log, of_nginx
+from flows.pushes.push import Subscriber
 from tasks.bluegreen.site import TEMPLATES
 from tests.lab.command import Command
+from tests.lab.deliveries import DIGEST
 from tests.lab.images import PROXY
+from tests.lab.nginx import OwnNginx
 from tests.lab.shop import free_port
 
 
@@ -34,6 +44,7 @@ def test_where_all_is_well_the_doctor_finds_no_problem(command: Command) -> None
     assert "nginx takes its site" in out
     assert "MiB are free" in out
     assert "problem" not in out
+    assert "grows for ever" not in out
     assert (shop.containers(), shop.sites()) == before
 
 
@@ -83,6 +94,25 @@ def test_a_single_file_that_is_mounted_into_nginx_is_named(command: Command, tmp
     assert "docker update" in only(found, "warning", "does not come back after a reboot")["remedy"]
 
 
+def test_a_log_that_grows_for_ever_is_named(command: Command) -> None:
+    shop = command.shop
+    OwnNginx(shop, log={"Type": "json-file"})
+    command.describe()
+    found = only(findings(command), "warning", "grows for ever: HostConfig.LogConfig is")
+    assert "`--log-opt max-size=20m --log-opt max-file=5`" in found["remedy"]
+    (ours,) = of_log("proxy", {"Type": "json-file", "Config": {"max-size": "-1"}}, ours=True)
+    assert "`docker rm -f proxy`" in ours.remedy
+    assert not list(of_log("proxy", {"Type": "local", "Config": None}, ours=True))
+
+
+def test_sites_that_are_mounted_read_only_are_a_problem(command: Command, tmp_path: Path) -> None:
+    OwnNginx(command.shop, other="", host={"binds": [f"{tmp_path}:/etc/nginx/conf.d:ro"]})
+    command.describe()
+    words = "no site can be put into /etc/nginx/conf.d (Read-only file system)"
+    remedy = only(findings(command, 2), "problem", words)["remedy"]
+    assert remedy.startswith("mount it writable, or set proxy.directory")
+
+
 def test_a_proxy_that_cannot_keep_runs_apart_is_a_problem(command: Command) -> None:
     shop = command.shop
     shop.deploy("one")
@@ -108,6 +138,50 @@ def test_an_old_engine_is_a_problem_and_an_old_nginx_is_told_of() -> None:
     assert of_nginx("nginx", (1, 27, 3)).level == "warning"
     assert "1.27.4 or later" in of_nginx("nginx", (1, 22, 1)).remedy
     assert of_nginx("nginx", (1, 27, 4)).level == "fine"
+
+
+def test_a_schedule_that_takes_off_what_a_push_deployed_is_named(command: Command) -> None:
+    shop, words = command.shop, "its schedule deploys nonstop-lab-hello:v1 as written"
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(
+            client.create_flow(deploy),
+            shop.name,
+            parameters={"app": shop.described(deploy_on_push="v*")},
+            schedules=[DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"))],
+        )
+        try:
+            found = only(findings(command), "warning", words)
+            assert found["where"] == shop.name
+            assert "a tag that moves" in found["remedy"]
+            (schedule,) = client.read_deployment_schedules(deployment)
+            client.update_deployment_schedule(deployment, schedule.id, active=False)
+            assert not [f for f in findings(command) if words in f["what"]]
+        finally:
+            client.delete_deployment(deployment)
+
+
+@pytest.mark.parametrize(
+    ("image", "pattern", "named"),
+    [
+        ("shop:1.4", "1.*", True),
+        ("shop:1.4.9", "1.4.*", True),
+        ("shop:v1-slim", "v*-slim", True),
+        ("shop:sha-9fce4ee", "sha-*", True),
+        (f"shop:stable@{DIGEST}", "stable", True),
+        ("shop:1.4", None, False),
+        ("shop:1.4", "1.4", False),
+        ("shop:1.4", "1.4.*", False),  # it may stand for all of 1.4
+        ("shop:1", "1.*", False),
+        ("shop:stable", "stable", False),
+        ("shop:latest", "*", False),
+        ("shop", "*", False),
+    ],
+)
+def test_a_schedule_is_named_only_where_no_tag_can_be_meant_to_move(
+    image: str, pattern: str | None, named: bool
+) -> None:
+    app = Subscriber(name="shop", image=image, deploy_on_push=pattern, deployment=uuid4())
+    assert app.leaves_behind(image) == named
 
 
 def test_an_engine_that_stops_containers_with_itself_is_told_of(command: Command) -> None:

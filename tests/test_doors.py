@@ -5,18 +5,32 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import httpx
+import pytest
+from prefect.settings import PREFECT_API_URL
+
+from flows.automations import SILENCE
+from flows.pushes.senders import SECRETS
+from flows.running import STOPPED
 from tasks.bluegreen.app import parse
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.lock import Lock
 from tasks.bluegreen.nginx import Nginx
+from tasks.locked import LONGEST_WAIT
 from tests.lab import history
 from tests.lab.clock import closed, minute
 from tests.lab.command import Command
+from tests.lab.deliveries import JSON, standard
+from tests.lab.host import Host
 from tests.lab.served import Served, cancel, until
 from tests.lab.shop import Shop
+
+SECRET = "doors-" + "s3cret" * 4
 
 
 def scheduled(app: str) -> list[dict[str, Any]]:
@@ -64,6 +78,28 @@ def test_a_request_outside_the_window_waits_as_a_run_for_the_next_opening(
     assert waits["parameters"]["app"]["name"] == shop.name
     assert waits["name"] == f"deploy {shop.name} nonstop-lab-hello:v1"
     assert history.report(shop.name).startswith(f"# {shop.name}: postponed\n")
+    assert shop.containers() == {}
+
+
+def test_of_different_requests_the_latest_waits(shop: Shop, served: Served) -> None:
+    app = shop.described(window=[closed()])
+    for image in ("shop:1.5", "shop:1.6"):
+        until(served.start("deploy", app=app, image=image), "Postponed")
+    (waits,) = scheduled(shop.name)
+    assert waits["parameters"]["image"] == "shop:1.6"
+    assert waits["parameters"]["wait"] == LONGEST_WAIT
+    states = {run["state_name"]: run for run in history.runs(shop.name)}
+    assert f"asked for run {waits['name']}" in states["Superseded"]["state"]["message"]
+
+
+def test_a_run_that_is_tried_again_long_before_its_opening_waits(
+    shop: Shop, served: Served
+) -> None:
+    until(served.start("deploy", app=shop.described(window=[closed()])), "Postponed")
+    (waits,) = scheduled(shop.name)
+    for state in ("CANCELLED", "SCHEDULED"):
+        history.ask("POST", f"/flow_runs/{waits['id']}/set_state", {"state": {"type": state}})
+    until(waits["id"], "Postponed")
     assert shop.containers() == {}
 
 
@@ -131,13 +167,13 @@ def test_a_reason_overrides_the_window_and_is_in_the_report(command: Command) ->
     assert "\nOutside its release windows, with the reason: the shop is down\n" in told
 
 
-def deployed_by(served: Served, shop: Shop) -> None:
-    """The server has a deployment of the shop; nobody runs it."""
+def deployed_by(served: Served, shop: Shop, **beside: Any) -> None:
+    """The server has a deployment of the shop, with that beside the app; nobody runs it."""
     deployment = history.ask("GET", f"/deployments/{served.ids['deploy']}")
     body = {
         "name": shop.name,
         "flow_id": deployment["flow_id"],
-        "parameters": {"app": shop.described()},
+        "parameters": {"app": shop.described()} | beside,
         "parameter_openapi_schema": deployment["parameter_openapi_schema"],
     }
     history.ask("POST", "/deployments/", body)
@@ -189,3 +225,110 @@ def test_a_deploy_at_a_later_time_is_a_run_of_the_app_s_deployment(
     _, err = command.run("deploy", shop.name, "--at", "03:00", code=2)
     assert "needs a Prefect server and its runner" in " ".join(err.split())
     assert shop.containers() == {}
+
+
+def test_a_deploy_at_a_later_time_waits_for_another_run_unless_told_how_long(
+    command: Command, served: Served
+) -> None:
+    shop = command.shop
+    for beside, wait in (({}, LONGEST_WAIT), ({"wait": 60}, 60)):
+        deployed_by(served, shop, **beside)
+        command.run("deploy", shop.name, "--at", "03:00")
+        (waits,) = scheduled(shop.name)
+        assert waits["parameters"]["wait"] == wait
+        history.ask("DELETE", f"/flow_runs/{waits['id']}")
+
+
+@pytest.fixture
+def host(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """A host beside the tests' server, to start and stop; pushes deploy its app."""
+    (tmp_path / "generic").write_text(SECRET)
+    monkeypatch.setenv(SECRETS, str(tmp_path))
+    made = Host(shop, tmp_path, api=str(PREFECT_API_URL.value()))
+    made.describe(deploy_on_push="v*")
+    yield made
+    for flow in ("deploy", "rollback"):  # a push is for every app that has this image
+        path = f"/deployments/name/{flow}/{shop.name}"
+        history.ask("DELETE", f"/deployments/{history.ask('GET', path)['id']}")
+
+
+def push(host: Host) -> str:
+    """The run that any CI is told of for its push of the second image, and for the same again."""
+    body = json.dumps({"image": "nonstop-lab-hello:v2"}).encode()
+    headers = JSON | standard(body, SECRET, f"push-of-{host.shop.name}")
+    url = f"{host.receiver}/webhooks/generic"
+    answer = httpx.post(url, content=body, headers=headers, timeout=30)
+    assert answer.status_code == 202, answer.text
+    (run,) = answer.json()["runs"]
+    return str(run["run"])
+
+
+def step(host: Host, run: str, name: str) -> bool:
+    """Whether the run has begun with that step."""
+    of = {"flow_runs": {"id": {"any_": [run]}}, "task_runs": {"name": {"like_": name}}}
+    return bool(host.find("task_runs", **of))
+
+
+def test_what_only_waited_when_its_runner_was_stopped_is_begun_by_the_next(host: Host) -> None:
+    with host:
+        assert host.ended(host.ask("deploy")) == "Completed"
+        slow = host.shop.described(verify={"bake_time": 60})
+        at_work = host.ask("deploy", app=slow, force=True)
+        host.until(lambda: step(host, at_work, "verify-traffic"), 60, "the cutover")
+        pushed = push(host)
+        host.until(lambda: step(host, pushed, "preflight"), 60, "the push's preflight")
+        back = host.ask("rollback", wait=60)
+        early = time.time() + 12  # and is fetched 10 s before
+        later = host.ask("deploy", at=early, image="nonstop-lab-hello:v2", wait=60)
+        host.until(lambda: step(host, back, "preflight"), 60, "the rollback's preflight")
+        host.until(lambda: host.state(later) in ("Pending", "Submitting"), 60, "its being fetched")
+        host.process.terminate()
+        assert host.process.wait(60) == 0
+    assert host.shop.live() == 1
+    assert [host.state(run) for run in (at_work, back)] == ["Cancelled"] * 2
+    for run in (pushed, later):
+        states = [one["message"] for one in host.get(f"flow_run_states/?flow_run_id={run}")]
+        assert STOPPED in states
+        assert host.state(run) in ("Scheduled", "Late")
+    begins = datetime.fromisoformat(host.get(f"flow_runs/{later}")["next_scheduled_start_time"])
+    assert abs(begins.timestamp() - early) < 1
+    with host:
+        assert {host.ended(run) for run in (pushed, later)} == {"Completed", "Unchanged"}
+        assert push(host) == pushed
+    assert host.shop.get().text.endswith(",v2")
+
+
+@pytest.mark.long
+def test_a_run_that_had_only_been_asked_for_is_no_crash_when_its_runner_is_stopped(
+    host: Host,
+) -> None:
+    with host:
+        run = host.ask("deploy")
+        host.until(lambda: host.state(run) in ("Pending", "Submitting"), 60, "its being fetched")
+        host.process.terminate()
+        assert host.process.wait(60) == 0
+    names = [one["name"] for one in host.get(f"flow_run_states/?flow_run_id={run}")]
+    assert "Crashed" not in names
+    assert names[-1] in ("Scheduled", "Late")
+    with host:
+        assert host.ended(run) == "Completed"
+
+
+@pytest.mark.long
+def test_what_only_waited_is_not_taken_for_dead_however_long_nobody_begins_it(host: Host) -> None:
+    with host:
+        assert host.ended(host.ask("deploy")) == "Completed"
+        app = host.shop.app()
+        with (
+            Engine() as engine,
+            Lock(engine, Nginx(engine, app.proxy), app.name, "another run", 0, print),
+        ):
+            pushed = push(host)
+            host.until(lambda: step(host, pushed, "preflight"), 60, "the push's preflight")
+            time.sleep(35)  # its heartbeat has come
+            host.process.terminate()
+            assert host.process.wait(60) == 0
+    time.sleep(SILENCE + 20)
+    assert host.state(pushed) in ("Scheduled", "Late")
+    with host:
+        assert host.ended(pushed) == "Completed"

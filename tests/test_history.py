@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import socket
+import time
 from typing import Any
+from uuid import uuid4
 
+import httpx
 import pytest
 from prefect import flow
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.artifact import markdown
+from flows.artifact import BRIEF, briefly, markdown
 from flows.deploy import deploy, rollback
 from flows.reported import reported
 from tasks.bluegreen.errors import BadInput, BadTraffic, Failed, NothingKept, ReplicaCrashed
@@ -164,6 +169,19 @@ def test_a_report_ends_with_the_next_command(outcome: Any, state: str, words: st
     said = markdown(report, state, "AGAIN").partition("## Next")[2]
     assert words in said
     assert said.count("`AGAIN") == words.count("`AGAIN")
+
+
+def test_a_server_that_is_silent_is_asked_once_and_not_for_long() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes what is said, says nothing
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        began = time.monotonic()
+        with (
+            temporary_settings({PREFECT_API_URL: url}),
+            pytest.raises(httpx.ReadTimeout),
+            briefly() as client,
+        ):
+            client.read_flow_run(uuid4())
+    assert time.monotonic() - began < 1.5 * BRIEF
 
 
 def test_a_report_shows_what_an_app_prints_as_it_is() -> None:

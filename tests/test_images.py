@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 import socket
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.errors import Failed, ImageUnavailable, RegistryAway
 from tasks.bluegreen.images import TELL
-from tests.lab.registry import PASSWORD, Registry, credentials
+from tasks.bluegreen.labels import config, joined
+from tests.lab.registry import PASSWORD, USER, Registry, credentials
 from tests.lab.shop import Shop
 
 MINE: dict[str, Any] = {"pull_policy": "always", "replicas": 1}
@@ -208,6 +212,29 @@ def test_images_that_only_the_host_has_stay(registry: Registry, shop: Shop) -> N
     assert registry.on_host() == 3
 
 
+def test_an_image_that_was_built_here_stays_though_a_registry_has_it(
+    registry: Registry, shop: Shop
+) -> None:
+    for release in ("one", "two"):
+        image = registry.build(release, f"{registry.address}/shop")
+        user = {"username": USER, "password": PASSWORD}
+        assert "error" not in shop.api.push(image, auth_config=user)
+        assert shop.api.inspect_image(image)["RepoDigests"]
+        shop.deploy(image=image, replicas=1, keep=0, pull_policy="missing")
+    shop.deploy(image=registry.push("three"), replicas=1, keep=0, pull_policy="missing")
+    assert registry.on_host() == 3
+    shop.deploy(replicas=1, keep=0)
+    assert shop.containers() == {"4-1": "running"}
+    assert registry.on_host() == 2  # without the one that was pulled
+
+
+def test_an_image_that_may_not_be_pulled_stays(registry: Registry, shop: Shop) -> None:
+    shop.deploy(image=(image := registry.push("one")), keep=0, **MINE)
+    shop.deploy(image=image, replicas=1, keep=0, pull_policy="never")
+    shop.deploy(replicas=1, keep=0)
+    assert registry.on_host() == 1
+
+
 def test_an_image_stays_while_another_release_needs_it(registry: Registry, shop: Shop) -> None:
     one, two, three = (registry.push(release) for release in ("one", "two", "three"))
     for image in (one, one, two, three):
@@ -216,6 +243,22 @@ def test_an_image_stays_while_another_release_needs_it(registry: Registry, shop:
     assert registry.on_host() == 3
     shop.rollback(2)
     assert shop.releases() == {"one"}
+
+
+def test_an_image_may_have_no_environment(registry: Registry, shop: Shop) -> None:
+    buffer = io.BytesIO()
+    tarfile.open(fileobj=buffer, mode="w").close()
+    name = f"{registry.address}/empty"
+    label = [f"LABEL {registry.label}"]
+    shop.api.import_image_from_data(buffer.getvalue(), repository=name, changes=label)
+    with Engine() as engine:
+        assert engine.image_environment(name) == {}
+
+
+@pytest.mark.parametrize("seen", [{}, {"Config": None}, {"Config": {}}, {"Config": {"Env": None}}])
+def test_what_an_engine_leaves_out_is_empty(seen: dict[str, Any]) -> None:
+    assert config(seen, "Env") is None
+    assert joined(seen) == joined({"NetworkSettings": seen | {"Networks": None}}) == {}
 
 
 def test_images_of_failed_deploys_do_not_pile_up(registry: Registry, shop: Shop) -> None:

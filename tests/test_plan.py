@@ -17,6 +17,7 @@ from tasks.bluegreen.recovery import plan_recovery, plan_resumed, recovery_lines
 SUBNET, DYNAMIC = "10.213.0.0/20", "10.213.0.0/22"
 PROXIES = ("nginx", "nginx", "nginx", "another")  # an app may have moved
 TIMES = ("2026-11-25T01:00:00Z", "2026-11-25T02:00:00Z")
+RUNS = ("", "run 1", "run 2")
 STATES = ("running", "exited", "created", "restarting", "dead", "paused", "removing")
 
 
@@ -49,6 +50,7 @@ def releases(draw: st.DrawFn, number: int) -> Release:
                 address=f"10.213.{4 + number % 10}.{index + number}",
                 status=draw(st.sampled_from(STATES)),
                 created=draw(st.sampled_from(TIMES)),
+                run=draw(st.sampled_from(RUNS)),
             )
             for index in range(1, there + 1)
         ),
@@ -86,12 +88,14 @@ def worlds(draw: st.DrawFn) -> Observed:
         site=draw(sites(numbers, live)),
         before=draw(sites(numbers, draw(st.sampled_from([live, *numbers])))),
         proxy_since=draw(st.sampled_from(["", *TIMES])),
+        left=draw(st.sampled_from([(), ("run 1 on a host",), RUNS[1:]])),
         others=tuple(
             draw(st.sets(st.integers(1, 60) | st.sampled_from([*numbers, 1]), max_size=2))
         ),
-        leaving=tuple(draw(st.sets(st.integers(2, 9), max_size=2))),
         strangers=tuple(draw(st.sets(st.sampled_from(strangers), max_size=2))),
         taken=tuple(r.address for release in found for r in release.replicas),
+        gone=draw(st.sampled_from([(), ("another",), ("nginx",)])),
+        networks=draw(st.sampled_from([None, ("bridge",), ("bridge", "nonstop")])),
         subnet=SUBNET,
         dynamic=DYNAMIC,
     )
@@ -102,7 +106,6 @@ def check(plan: Plan, seen: Observed) -> None:
     assert plan.green > max([live, *(release.number for release in seen.releases)])
     assert len(set(plan.addresses)) == plan.app.replicas
     assert not green_names(seen, plan.app.replicas) & set(seen.strangers)
-    assert plan.leaving == seen.leaving
     stays = {replica.address for release in seen.releases for replica in release.replicas}
     for address in map(IPv4Address, plan.addresses):
         assert address in IPv4Network(SUBNET)
@@ -150,7 +153,9 @@ def test_a_rollback_returns_to_a_complete_release_before_the_live_one(
     assert seen.live
     assert source.number < seen.live.number
     assert source.complete
-    assert (plan.app, plan.pinned, plan.origin) == (source.settings, source.pinned, source.origin)
+    assert (plan.pinned, plan.origin) == (source.pinned, source.origin)
+    assert plan.app in (source.settings, seen.settings(source))
+    assert plan.app.proxy.container not in {*seen.gone} - {seen.proxy}
 
 
 @given(worlds(), st.integers(0, 4))
@@ -176,7 +181,19 @@ def test_without_a_live_release_nothing_is_retired(seen: Observed) -> None:
 def test_a_recovery_never_removes_what_serves_or_may_have_served(seen: Observed) -> None:
     recovery = plan_recovery(seen)
     live = seen.release(seen.live.number) if seen.live else None
-    if live is not None:
+    if live is None or not live.running:  # who runs then may be all that there is
+        for number in recovery.remove:
+            release = seen.release(number)
+            assert release
+            assert not release.whole or seen.died(release) or number < (recovery.live or 0)
+    if recovery.site == "restore":
+        served = seen.release(recovery.live or 0)
+        assert served
+        assert served.whole
+        assert not seen.died(served)
+        assert not (live and live.running)
+        assert all(number > served.number for number in recovery.remove)
+    elif live is not None:
         assert recovery.live == live.number
         assert recovery.site == ("is loaded" if seen.loaded and not seen.previewing else "put back")
         assert all(number > live.number for number in recovery.remove)
@@ -205,6 +222,7 @@ def test_where_no_recovery_is_needed_nothing_is_left_over(seen: Observed) -> Non
     newer = [r for r in seen.behind if r.number > live.number]
     assert all(r.number in seen.others for r in newer)
     assert not [r for r in live.replicas if r.status in STANDING]
+    assert seen.networks is None or live.settings.proxy.network in seen.networks
 
 
 def test_a_run_that_died_while_it_tidied_up_is_finished() -> None:
@@ -230,6 +248,8 @@ def of(number: int) -> Release:
         index=1,
         address=f"10.213.4.{number}",
         status="running",
+        created=TIMES[0],
+        run=f"run of {number}",
     )
     return Release(
         number=number,
@@ -248,15 +268,17 @@ def test_a_recovery_ends_in_a_state_that_needs_none(seen: Observed) -> None:
     if not recovery.needed or live is None:
         return
     serves = Live(number=live.number, generation="a" * 16)
-    keep = plan_retirement(seen.model_copy(update={"live": serves}), live.settings.keep).keep
+    then = seen.model_copy(update={"live": serves})  # what is behind a gone proxy depends on it
+    keep = plan_retirement(then, live.settings.keep).keep
     after = seen.model_copy(
         update={
             "live": serves,
+            "networks": (recovery.connect,) if recovery.connect else seen.networks,
             "site": f'return 200 "shop {live.number} {serves.generation}\\n";',
             "releases": tuple(
                 every(release, "running" if release is live else "exited")
                 for release in seen.releases
-                if release is live or release.number in keep or release not in seen.behind
+                if release is live or release.number in keep or release not in then.behind
             ),
         }
     )
@@ -290,6 +312,28 @@ def test_the_rest_of_a_deploy_leads_back_to_what_there_is(seen: Observed) -> Non
         assert PREVIEW not in plan.previous_site
         named = Live.named_in(plan.previous_site)
         assert named == Live(number=plan.blue or 0, generation=plan.blue_generation or "")
+
+
+def test_a_release_whose_site_was_taken_away_is_served_again() -> None:
+    kept, live = every(of(1), "exited"), of(2)
+    gone = Observed(app="shop", releases=(kept, live))
+    older = {
+        "live": Live(number=1, generation="a" * 16),
+        "site": f'return 200 "shop 1 {"a" * 16}\n";',
+    }
+    for seen in (
+        gone,
+        gone.model_copy(update=older),
+        gone.model_copy(update=older | {"releases": (live,)}),
+    ):
+        recovery = plan_recovery(seen)
+        assert (recovery.live, recovery.site, recovery.remove) == (2, "restore", ())
+        assert recovery.finish
+    died = plan_recovery(gone.model_copy(update=older | {"left": ("run of 2",)}))
+    assert (died.live, died.remove, died.start) == (1, (2,), ("1",))
+    only = gone.model_copy(update={"releases": (of(1),), "proxy_since": "0"})
+    assert not plan_recovery(only).needed  # it may have served
+    assert plan_recovery(only.model_copy(update={"left": ("run of 1",)})).remove == (1,)
 
 
 def test_a_site_with_a_preview_is_never_what_is_gone_back_to() -> None:

@@ -15,6 +15,7 @@ from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL
 
 from flows.inventory import ENTRYPOINT, load
+from tests.lab import history
 from tests.lab.shop import Shop
 
 ROOT = Path(__file__).parents[1]
@@ -84,10 +85,10 @@ def test_a_worker_deploys_and_rolls_back(shop: Shop, pool: None, tmp_path: Path)
         ("deploy", {"image": "nonstop-lab-hello:v2"}, "app1,v2"),
         ("rollback", {}, "app1,v1"),
     ):
-        url = f"{PREFECT_API_URL.value()}/deployments/{deployment(name, 'lab')['id']}"
+        path = f"/deployments/{deployment(name, 'lab')['id']}/create_flow_run"
         body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
-        run = httpx.post(f"{url}/create_flow_run", json=body, timeout=30).raise_for_status().json()
+        run = history.ask("POST", path, body)
         prefect_command(ROOT, "worker", "start", "--pool", "nonstop", "--run-once")
-        state = httpx.get(f"{PREFECT_API_URL.value()}/flow_runs/{run['id']}", timeout=30).json()
+        state = history.ask("GET", f"/flow_runs/{run['id']}")
         assert state["state_name"] == "Completed", state["state"]
         assert text in {shop.get().text.removeprefix("Hi there, I love ! ") for _ in range(8)}

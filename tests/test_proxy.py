@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.bluegreen.app import App, parse
 from tasks.bluegreen.containers import Engine
-from tasks.bluegreen.errors import BadInput, CutoverUnproven, Failed, Unavailable
+from tasks.bluegreen.errors import BadInput, CutoverUnproven, EngineHiccup, Failed, Unavailable
 from tasks.bluegreen.nginx import Nginx
-from tasks.bluegreen.proxy import provided
+from tasks.bluegreen.proxy import log_config, provided
+from tasks.bluegreen.recovery import plan_recovery
 from tasks.bluegreen.scripts import lock_file
 from tasks.bluegreen.site import render_site
+from tasks.observe import observe
 from tests.lab.images import PROXY
 from tests.lab.nginx import MAIN, OwnNginx, until_it_answers
 from tests.lab.shop import Shop
 
 TEMPLATE = (Path(__file__).parents[1] / "templates" / "site.conf.j2").read_text()
+
+LOG_IN_FILE = ["sh", "-c", "rm /var/log/nginx/error.log && exec nginx -g 'daemon off;'"]
 
 
 def test_an_nginx_of_the_user_s_own_serves_its_other_sites_all_the_while(shop: Shop) -> None:
@@ -36,6 +45,38 @@ def test_an_nginx_of_the_user_s_own_serves_its_other_sites_all_the_while(shop: S
     assert nginx.files() == before
     assert nginx.other() == "the other site\n"
     assert shop.exec("ls /etc/nginx/conf.d").split() == [f"nonstop-{shop.name}.conf", "other.conf"]
+
+
+def test_an_nginx_of_the_user_s_own_comes_back_after_a_crash_as_before(shop: Shop) -> None:
+    OwnNginx(shop)
+    shop.api.update_container(shop.proxy, restart_policy={"Name": "unless-stopped"})
+    shop.deploy("one")
+    shop.deploy("two")
+    os.kill(shop.api.inspect_container(shop.proxy)["State"]["Pid"], signal.SIGKILL)
+    until_it_answers(shop)
+    assert shop.releases() == {"two"}
+
+
+def test_a_master_that_is_another_user_s_than_the_container_is_told_too(shop: Shop) -> None:
+    made = shop.api.create_container(
+        PROXY,
+        name=shop.proxy,
+        command=["sleep", "600"],
+        user="www-data",
+        labels={"nonstop.lab.shop": shop.name},
+    )
+    shop.api.start(made)
+    shop.api.exec_start(shop.api.exec_create(made, ["nginx"], user="0"))
+    with Engine() as engine:
+        nginx = Nginx(engine, shop.app().proxy)
+        before = nginx.accepting()
+        nginx.hup()
+        while not (now := nginx.accepting()) or now & before:
+            time.sleep(0.1)
+        kill = ["sh", "-c", "kill -KILL $(cat /run/nginx.pid)"]
+        shop.api.exec_start(shop.api.exec_create(made, kill, user="0"))
+        with pytest.raises(EngineHiccup, match="no master process was found"):
+            nginx.hup()
 
 
 def test_a_proxy_that_does_not_read_the_sites_is_refused(shop: Shop) -> None:
@@ -110,6 +151,40 @@ def test_only_the_generation_that_was_asked_for_proves_a_cutover(shop: Shop) -> 
             nginx.reload(shop.name, "0123456789abcdef")  # its workers change, its site doesn't
 
 
+def test_a_reload_that_takes_long_is_good_whatever_else_nginx_complains_of(shop: Shop) -> None:
+    main = MAIN.replace("error.log;", "error.log warn;")
+    nginx = OwnNginx(shop, main=main, command=LOG_IN_FILE, environment={"TZ": "EAST-9"})
+    shop.deploy("one")
+    nginx.write({"conf.d/broken.conf": "lisen 80;"})
+    shop.exec("kill -HUP 1; sleep 1; rm /etc/nginx/conf.d/broken.conf; sleep 1")
+    site = "server {{ listen 80; server_name twice.example.com; return 200 {}; }}"
+    nginx.write({f"conf.d/{number}.conf": site.format(number) for number in (1, 2)})
+    with Engine() as engine:
+        proxy = Nginx(engine, shop.app().proxy)
+        live = proxy.look(shop.name).live
+        assert live
+        busy = max(proxy.accepting())
+        os.kill(busy, signal.SIGSTOP)  # as one that waits for its disk
+        threading.Timer(3, os.kill, (busy, signal.SIGCONT)).start()
+        began = time.monotonic()
+        proxy.reload(shop.name, live.generation)
+        assert time.monotonic() - began > 2
+    logged = shop.exec("cat /var/log/nginx/error.log")
+    assert '[emerg] 1#1: unknown directive "lisen"' in logged
+    assert '[warn] 1#1: conflicting server name "twice.example.com"' in logged
+
+
+def test_why_nginx_refuses_is_found_in_its_own_time_zone(shop: Shop) -> None:
+    nginx = OwnNginx(shop, command=LOG_IN_FILE, environment={"TZ": "WEST9"})
+    nginx.write({"conf.d/broken.conf": "lisen 80;"})
+    with Engine() as engine:
+        began = time.monotonic()
+        with pytest.raises(CutoverUnproven, match="did not take the new") as caught:
+            Nginx(engine, shop.app().proxy).reload(shop.name, None)
+    assert 'unknown directive "lisen"' in caught.value.evidence
+    assert time.monotonic() - began < 5
+
+
 def test_a_port_that_another_process_has_is_no_cutover(shop: Shop, tmp_path: Path) -> None:
     shop.deploy("one")
     before = shop.sites()
@@ -155,6 +230,42 @@ def test_sites_of_others_that_share_a_name_are_their_own_affair(shop: Shop) -> N
     assert shop.releases() == {"one"}
 
 
+@pytest.mark.parametrize(
+    ("hosts", "name", "visited"),
+    [
+        ((), "localhost", "any.example.org"),
+        (["*.example.org"], "nonstop.example.org", "a.example.org"),
+    ],
+)
+def test_an_app_of_many_names_is_watched_by_one_that_no_other_site_has(
+    shop: Shop, hosts: list[str], name: str, visited: str
+) -> None:
+    """As behind the official image's default.conf, which has the name localhost."""
+    nginx = OwnNginx(shop)
+    nginx.write({"conf.d/default.conf": f"server {{ listen 80; server_name {name}; return 200; }}"})
+    shop.host = visited
+    shop.deploy("one", hosts=hosts)
+    shop.deploy("two", hosts=hosts)
+    assert shop.releases() == {"two"}
+    assert "X-Release" not in shop.get(Host=name).headers
+
+
+def test_behind_a_proxy_that_was_renamed_all_goes_on(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.deploy("one")
+    shop.deploy("two")
+    edge = {"container": f"{shop.name}-edge"}
+    shop.api.rename(shop.proxy, edge["container"])
+    shop.deploy("three", proxy=edge)
+    assert "is left alone" not in caplog.text
+    states = {"2-1": "exited", "2-2": "exited", "3-1": "running", "3-2": "running"}
+    assert shop.containers() == states
+    shop.rollback()
+    assert shop.releases() == {"two"}
+    assert not plan_recovery(observe.fn(shop.name)).needed
+
+
 def test_a_proxy_whose_maker_died_before_it_started_is_made_anew(shop: Shop) -> None:
     labels = {"nonstop.proxy": shop.proxy}
     shop.api.create_container(PROXY, name=shop.proxy, labels=labels)
@@ -186,6 +297,25 @@ def test_a_new_proxy_goes_again_with_a_run_that_fails_unless_another_uses_it(sho
             assert bool(engine.inspect(shop.proxy)) is stays
     shop.deploy("one")
     assert shop.releases() == {"one"}
+
+
+def test_the_log_of_a_new_proxy_does_not_fill_the_disk(shop: Shop) -> None:
+    shop.deploy("one")
+    log = shop.api.inspect_container(shop.proxy)["HostConfig"]["LogConfig"]
+    if shop.api.info()["LoggingDriver"] == "json-file":
+        assert log["Type"] == "json-file"
+        assert log["Config"] | {"max-size": "20m", "max-file": "5"} == log["Config"]
+    assert log_config("journald") is None
+    # as of an earlier version: removed and made anew, it serves what it served
+    shop.api.remove_container(shop.proxy, force=True)
+    shop.deploy("two")
+    assert shop.releases() == {"two"}
+
+
+def test_a_large_upload_passes_through_a_new_proxy(shop: Shop) -> None:
+    shop.deploy("one")
+    answer = httpx.post(f"{shop.url}/posts", content=b"x" * (2 << 20), trust_env=False)
+    assert (answer.status_code, answer.text) == (200, "counted")
 
 
 def test_nginx_starts_whatever_became_of_the_replicas(shop: Shop) -> None:

@@ -7,17 +7,22 @@ import functools
 import json
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from flows.deploy import refused_after
 from flows.recover import recover
+from tasks.bluegreen.errors import Failed, Refused
 from tasks.bluegreen.recovery import plan_recovery
 from tasks.observe import observe
 from tests.lab import history
 from tests.lab.command import Command
 from tests.lab.deaths import MORTAL, ROOT, ensure_clean
+from tests.lab.nginx import OwnNginx, until_it_answers
 from tests.lab.shop import Shop, free_port
 
 LATER = functools.partial(pytest.param, marks=pytest.mark.long)
@@ -79,6 +84,23 @@ def test_a_rollback_that_is_asked_for_meanwhile_is_what_recovery_did_already(
     assert "the run that made release 2 live had died, so that was taken back" in out
     assert shop.releases() == {"one"}
     ensure_clean(shop)
+
+
+def test_a_run_that_is_refused_after_a_recovery_does_not_say_that_it_touched_nothing(
+    command: Command, tmp_path: Path
+) -> None:
+    shop = command.shop
+    shop.deploy("one")
+    clean = observe.fn(shop.name)
+    dies_after_its_cutover(command, tmp_path)
+    left = observe.fn(shop.name)
+    command.run("recover", shop.name, "--wait", "20")
+    for before, kind, words in (
+        (clean, Refused, "No. Nothing was touched."),
+        (left, Failed, "No. What a run that died had left was put right before that."),
+    ):
+        with pytest.raises(kind, match=f"^{words}$"), refused_after(before):
+            raise Refused("No. Nothing was touched.")
 
 
 def test_from_a_bad_release_recovery_goes_back_to_the_kept_one(shop: Shop, tmp_path: Path) -> None:
@@ -150,10 +172,35 @@ def test_a_recovery_of_what_runs_without_its_proxy_is_refused(command: Command) 
     assert f"nothing to put right, neither {shop.proxy} nor a replica runs." in out
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_proxy_that_lost_its_network_is_connected_again(command: Command, own: bool) -> None:
+    """As an nginx of one's own that Compose made anew."""
+    shop = command.shop
+    if own:
+        OwnNginx(shop)
+        command.describe()
+    shop.deploy("one")
+    network = shop.description["proxy"]["network"]
+    shop.api.disconnect_container_from_network(shop.proxy, network)
+    with suppress(httpx.TransportError):  # while nginx still waits, or when its port went, too
+        assert shop.get().is_server_error
+    found = json.loads(command.run("doctor", shop.name, "--json", code=2)[0])
+    (problem,) = [f for f in found if f["level"] == "problem"]
+    assert f"is not on network {network} any more, so that visitors do not" in problem["what"]
+    assert problem["remedy"] == f"`nonstop recover {shop.name}`"
+    out, err = command.run("recover", shop.name)
+    assert f"connect the proxy to network {network}, which it is not on" in " ".join(err.split())
+    assert out == f"{shop.name}: put right, release 1 serves.\n"
+    until_it_answers(shop)
+    assert shop.releases() == {"one"}
+    out, _ = command.run("recover", shop.name)
+    assert out == f"{shop.name}: nothing to put right, release 1 serves.\n"
+
+
 MOVES = [  # where the run dies, and whether recovery finishes the move
     ({"step": "start-green", "when": "after"}, False),
-    ({"effect": "kill", "when": "before"}, True),  # the site is written and not loaded
-    ({"step": "reload-nginx", "when": "after"}, True),
+    ({"effect": "hup", "when": "before"}, True),  # the site is written and not loaded
+    LATER({"step": "reload-nginx", "when": "after"}, True),
 ]
 
 

@@ -61,6 +61,23 @@ def test_the_units_are_such_as_systemd_accepts(tmp_path: Path) -> None:
     assert f'Environment="PREFECT_HOME={tmp_path}/100 %% of $HOME/a \\"home\\""\n' in runner
 
 
+def test_an_inventory_may_be_a_link(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "one.yaml").touch()
+    (tmp_path / "prefect.yaml").symlink_to(there / "one.yaml")
+    systemd(tmp_path, "--directory", str(tmp_path))
+    runner = (tmp_path / "nonstop-runner.service").read_text()
+    assert f"WorkingDirectory={there}\n" in runner
+    assert " --file one.yaml" in runner
+
+
+def test_without_an_inventory_no_unit_is_written(tmp_path: Path) -> None:
+    said = systemd(tmp_path, "--directory", str(tmp_path), "--file", "no.yaml", code=2)
+    assert "There is no inventory no.yaml" in said
+    assert not list(tmp_path.glob("*.service"))
+
+
 def test_no_server_unit_where_prefect_api_url_names_one(tmp_path: Path) -> None:
     url = "http://prefect.example.com/api"
     systemd(tmp_path, "--directory", str(tmp_path), PREFECT_API_URL=url)

@@ -26,7 +26,11 @@ from prefect.blocks.notifications import (
     SlackWebhook,
 )
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    temporary_settings,
+)
 
 from flows.automations import CRASHED, SILENT, TOLD, ensure_automations
 from flows.inventory import ENTRYPOINT
@@ -35,6 +39,7 @@ from tests.lab.host import Host
 from tests.lab.shop import Shop
 
 RECOVER = {"name": "recover", "entrypoint": "flows.recover.recover"}
+LEAVING = {"name": "leaving", "entrypoint": "flows.deploy.rollback"}
 SLOW = {"verify": {"bake_time": 60}}
 
 
@@ -49,7 +54,7 @@ def shop(api: Any) -> Iterator[Shop]:
 def host(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """A host of which every test may expect that it runs, with a release that serves."""
     made = Host(shop, tmp_path_factory.mktemp("host"))
-    made.describe(RECOVER)
+    made.describe(RECOVER, LEAVING)
     with made:
         assert made.ended(made.ask("deploy")) == "Completed"
         yield made
@@ -120,8 +125,11 @@ def refused(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def test_a_runner_that_dies_is_started_again_and_its_deploy_goes_on(host: Host) -> None:
     already = len(host.said())
     run = begun(host, "deploy", verify={"bake_time": 4})
+    host.describe(RECOVER)
     os.kill(host.child("flows.runner"), signal.SIGKILL)
     host.hears("nonstop  the runner ended by signal SIGKILL; it starts again in 1 s", 10, already)
+    gone = "removed the deployment rollback/leaving, which prefect.yaml has no more"
+    host.hears(gone, 30, already)
     host.hears(" runs deploy/", 30, already)
     assert host.ended(run) == "Completed"
 
@@ -336,13 +344,26 @@ def test_a_block_that_is_not_there_is_named(host: Host, tmp_path: Path) -> None:
     assert "The Prefect server has no block slack-webhook/nope to notify with: create it" in said
 
 
+def test_what_the_server_refuses_is_said_once_and_not_tried_again(
+    host: Host, tmp_path: Path
+) -> None:
+    second = Host(host.shop, tmp_path, api=host.url)
+    second.describe({**LEAVING, "name": "refused", "concurrency_limit": 0})
+    assert second.start().wait(60) == 2
+    said = " ".join(second.said().split())
+    words = "prefect.yaml: the Prefect server refuses rollback/refused: body.concurrency_limit: "
+    assert f"{words}Input should be greater than 0" in said
+    assert "Traceback" not in said
+
+
 def test_automations_are_there_once_as_described_and_are_otherwise_left_alone(host: Host) -> None:
     def there() -> dict[str, dict[str, Any]]:
         found = host.find("automations")
         assert len({one["name"] for one in found}) == len(found)
         return {one["name"]: one for one in found if one["name"].startswith("nonstop: ")}
 
-    with temporary_settings({PREFECT_API_URL: host.url}), get_client(sync_client=True) as client:
+    ours = {PREFECT_API_URL: host.url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 30}
+    with temporary_settings(ours), get_client(sync_client=True) as client:
         before = there()
         ensure_automations()
         assert there() == {name: before[name] for name in before if name != TOLD}
@@ -354,6 +375,10 @@ def test_automations_are_there_once_as_described_and_are_otherwise_left_alone(ho
         ensure_automations()
         assert there()[SILENT]["description"] == before[SILENT]["description"]
         assert there()[CRASHED] == before[CRASHED]
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 180}):  # Prefect's own
+            ensure_automations()
+        assert there()[SILENT]["trigger"]["within"] == 540
+        ensure_automations()
 
 
 @pytest.mark.long

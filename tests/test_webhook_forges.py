@@ -6,13 +6,27 @@ import base64
 import hashlib
 import hmac
 import json
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.lab.deliveries import DIGEST, HOST, JSON, Pushed, github, github_event, gitlab
+from tasks.overtaken import age
+from tests.lab.deliveries import (
+    DIGEST,
+    HOST,
+    JSON,
+    REGISTRIES,
+    Pushed,
+    Signed,
+    github,
+    github_event,
+    gitlab,
+)
 from tests.lab.webhooks import Receiver, Waiting, ignored, refused
 
 UNTAGGED = {  # as in GitHub's documented example, and as parts of a multi-platform image are told
@@ -69,6 +83,32 @@ def test_github_events_that_do_not(
         payload[key] = payload[key] | value if key == "workflow_run" else value
     ignored(receiver.send(github_event(payload, secret, event)), words)
     assert app.runs() == []
+
+
+@pytest.mark.parametrize("way", [partial(github, event="workflow_run"), gitlab])
+def test_of_work_what_ends_last_is_the_newest_whenever_it_began(
+    receiver: Receiver, way: Callable[..., Signed]
+) -> None:
+    sender = way(Pushed("any"), "").sender
+    app, began = Waiting(REGISTRIES[sender]), int(time.time()) - 400
+    short = Pushed(app.path, "main", at=began + 40, took=39)
+    long = Pushed(app.path, "main", at=began + 300, took=300)  # it pushes the image
+    said = [receiver.send(way(one, receiver.secrets[sender])).json() for one in (short, long)]
+    first, second = (one["runs"][0]["run"] for one in said)
+    wanted, deadline = {first: "Superseded", second: "Scheduled"}, time.monotonic() + 20
+    while (states := {str(run.id): run.state_name for run in app.runs()}) != wanted:
+        assert time.monotonic() < deadline, f"{states} instead of {wanted}"
+        time.sleep(0.05)
+
+
+def test_a_release_of_gitlab_is_as_new_as_it_is_whatever_date_it_is_given(
+    receiver: Receiver,
+) -> None:
+    app, now = Waiting(f"{HOST}/"), int(time.time())
+    past = {"released_at": "2019-11-02 12:55:12 UTC"}  # a historical release, says GitLab
+    made = Pushed(app.path, at=now - 10)
+    receiver.send(gitlab(made, receiver.secrets["gitlab"], "release", **past))
+    assert [age(run)[0] for run in app.runs()] == [now - 10]
 
 
 def test_github_asks_whether_we_are_there(receiver: Receiver) -> None:

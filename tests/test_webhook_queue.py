@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled, Completed, Failed, Scheduled
 
 from flows.pushes.runs import FRESH
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.lock import Lock
 from tasks.bluegreen.nginx import Nginx
-from tasks.overtaken import age
+from tasks.overtaken import PUSH, PUSHED, RECENT, SUPERSEDED, age
 from tests.lab.clock import closed
 from tests.lab.deliveries import HOST, REGISTRIES, WAYS, Pushed, harbor, quay
 from tests.lab.shop import Shop, free_port
@@ -105,6 +107,34 @@ def test_a_push_outside_the_window_is_told_when_it_opens(receiver: Receiver) -> 
     assert said["runs"][0]["not_before"] == f"{opening:%Y-%m-%d}T12:00:00Z"
     said = receiver.send(harbor(Pushed(wrong.path), receiver.secrets["harbor"])).json()
     assert said["runs"][0]["not_before"] is None  # the run says what is wrong
+
+
+def test_a_push_of_an_app_that_is_described_wrongly_is_a_run_that_says_so(
+    receiver: Receiver,
+) -> None:
+    app = Waiting(f"{HOST}/", schema=True, port=None)
+    with (
+        get_client(sync_client=True) as client,
+        pytest.raises(PrefectHTTPStatusError, match="'port' is a required property"),
+    ):
+        client.create_flow_run_from_deployment(app.deployment)
+    assert receiver.send(harbor(Pushed(app.path), receiver.secrets["harbor"])).status_code == 202
+    (run,) = app.runs()
+    with executing(run) as process:
+        process.communicate(timeout=60)
+    (run,) = app.runs()
+    assert run.state is not None
+    assert (run.state.type, run.state.name) == ("FAILED", "Refused")
+    assert "app.port: field required" in str(run.state.message)
+
+
+def test_many_apps_may_be_pushed_at_once(receiver: Receiver) -> None:
+    apps = [Waiting(f"{HOST}/") for _ in range(20)]
+    signed = [harbor(Pushed(app.path), receiver.secrets["harbor"]) for app in apps]
+    with ThreadPoolExecutor(len(apps)) as pool:
+        answers = list(pool.map(receiver.send, signed))
+    assert {answer.status_code for answer in answers} == {202}
+    assert [len(app.runs()) for app in apps] == [1] * len(apps)
 
 
 def test_while_none_has_begun_only_the_newest_push_is_left(receiver: Receiver) -> None:
@@ -203,10 +233,33 @@ def test_a_push_that_waits_for_a_window_is_still_as_old_as_it_was(receiver: Rece
         process.communicate(timeout=60)
     (waits,) = [run for run in app.runs() if run.id != asked.id]
     assert app.states() == {"1.1": "Scheduled"}
-    assert set(waits.tags) == {*asked.tags, f"app:{app.name}"}
+    assert set(waits.tags) == {*asked.tags, f"app:{app.name}", "postponed"}
     assert age(waits)[0] == age(asked)[0]
     receiver.send(harbor(Pushed(app.path, "1.2", at=now - 10), secret))
     app.settled({"1.1": "Superseded", "1.2": "Scheduled"})
+
+
+def test_the_newest_push_of_a_long_closed_time_is_known(receiver: Receiver) -> None:
+    app, now = Waiting(f"{HOST}/"), time.time()
+    opening: State[None] = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=2))
+    newest, number = RECENT + 1, 2 * RECENT + 3  # wherever it is looked first
+    with get_client(sync_client=True) as client:
+        for n in range(number):  # all are due at once, and all but one have given way
+            run = client.create_flow_run_from_deployment(
+                app.deployment,
+                parameters={"image": f"{app.image}:1.{n}"},
+                state=opening,
+                tags=[PUSH],
+                labels={PUSHED: now if n == newest else now - 60},
+            )
+            if n != newest:
+                client.set_flow_run_state(run.id, Cancelled(name=SUPERSEDED), force=True)
+    receiver.send(harbor(Pushed(app.path, "older", at=now - 30), receiver.secrets["harbor"]))
+    deadline = time.monotonic() + 20
+    while app.states()["older"] != SUPERSEDED:
+        assert time.monotonic() < deadline, app.states()
+        time.sleep(0.1)
+    assert app.states()[f"1.{newest}"] == "Scheduled"
 
 
 @pytest.mark.parametrize("sender", WAYS)

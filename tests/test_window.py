@@ -8,11 +8,13 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prefect.types import DateTime
+from pydantic import TypeAdapter
 
 from flows.windows import moment
 from tasks.bluegreen.app import parse
 from tasks.bluegreen.errors import BadInput
-from tasks.bluegreen.window import DAYS, Window, is_open, next_opening
+from tasks.bluegreen.window import DAY, DAYS, Window, is_open, next_closing, next_opening
 
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe")
 CLOCKS = st.builds("{:02}:{:02}".format, st.integers(0, 23), st.integers(0, 59))
@@ -65,6 +67,34 @@ def test_the_next_opening_is_the_first_open_moment(windows: list[Window], at: da
         assert opening.second == opening.microsecond == 0
     waiting = (opening - at) / 97
     assert not any(is_open(windows, at + waiting * part) for part in range(97) if waiting)
+
+
+@settings(max_examples=60, deadline=None)
+@given(WINDOWS, MOMENTS)
+def test_the_next_closing_is_where_the_last_open_minute_ends(
+    windows: list[Window], at: datetime
+) -> None:
+    at = next_opening(windows, at)
+    closing = next_closing(windows, at)
+    until = closing or at + DAY
+    assert at < until <= at + DAY
+    assert closing is None or not is_open(windows, closing)
+    minutes = -(-(until - at) // timedelta(minutes=1))
+    assert all(
+        is_open(windows, until - timedelta(minutes=n, microseconds=1)) for n in range(minutes)
+    )
+
+
+def test_what_is_always_open_never_closes() -> None:
+    assert next_closing((), utc("2026-06-01T12:00")) is None
+    assert next_closing(window(), utc("2026-06-01T12:00")) is None
+
+
+@given(WINDOWS, MOMENTS)
+def test_a_moment_may_be_of_prefect_s_own_type(windows: list[Window], at: datetime) -> None:
+    prefect_s = TypeAdapter(DateTime).validate_python(at.isoformat())
+    assert next_opening(windows, prefect_s) == next_opening(windows, at)
+    assert next_closing(windows, prefect_s) == next_closing(windows, at)
 
 
 @settings(max_examples=200, deadline=None)

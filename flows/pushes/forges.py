@@ -1,4 +1,8 @@
-"""What GitHub and GitLab say: images that were pushed, and work whose end means that one was."""
+"""What GitHub and GitLab say: images that were pushed, and work whose end means that one was.
+
+Such work tells no digest, and what its tag means is known when the run begins: so its moment is its
+end. By its beginning a short job that began later would pass for newer than what a long one built.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,8 @@ def github(delivery: Delivery, payload: Any) -> Said:
 def gitlab(delivery: Delivery, payload: Any) -> Said:
     """GitLab: a pipeline that succeeded, or a release, means an image of the project's registry.
 
-    A tag is pushed before its image is built, so that event is none to deploy on.
+    A tag is pushed before its image is built, so that event is none to deploy on. `released_at` may
+    be any day that somebody gave.
     """
     kind, path = text(payload, "object_kind"), text(payload, "project", "path_with_namespace")
     pipeline = at(payload, "object_attributes")
@@ -43,11 +48,11 @@ def gitlab(delivery: Delivery, payload: Any) -> Said:
         return nothing("It names no project.")
     tags: tuple[str, ...]
     if kind == "release" and text(payload, "action") == "create":
-        tags, when = (text(payload, "tag"),), moment(at(payload, "released_at"))
+        tags, when = (text(payload, "tag"),), moment(at(payload, "created_at"))
     elif kind == "pipeline" and text(pipeline, "status") == "success":
         if text(pipeline, "source") not in OWN_PIPELINES:
             return nothing("Pipelines of merge requests don't deploy.")
-        ref, when = text(pipeline, "ref"), moment(at(pipeline, "created_at"))
+        ref, when = text(pipeline, "ref"), moment(at(pipeline, "finished_at"))
         tags = ref if at(pipeline, "tag") is True else slug(ref), text(pipeline, "sha")[:8]
     else:
         return nothing("Only a release that is created and a pipeline that succeeds deploy.")
@@ -102,8 +107,7 @@ def _workflow_run(payload: Any) -> Push | str:
         return "Runs of pull requests and of forks don't deploy."
     sha = text(run, "head_sha")
     tags = (text(run, "head_branch").replace("/", "-"), f"sha-{sha[:7]}", sha)
-    when = moment(at(run, "run_started_at")) or moment(at(run, "created_at"))
-    return _built(payload, tags if sha else tags[:1], when)
+    return _built(payload, tags if sha else tags[:1], moment(at(run, "updated_at")))
 
 
 def _deployment(payload: Any) -> Push | str:

@@ -84,6 +84,19 @@ class Subscriber(Frozen):
                 return image
         return None
 
+    def leaves_behind(self, image: str) -> bool:
+        """Whether a push may deploy a newer image while this one stays what it is.
+
+        So it is with a digest, and with a tag when a push may have its next number. A tag without a
+        number, or that stands for all that pushes may have, is taken to move with them.
+        """
+        repository, tag, digest = split(image)
+        if digest:
+            return self.deploy_on_push is not None
+        following = re.sub(r"\d+(?=\D*$)", lambda number: str(int(number[0]) + 1), tag)
+        newer = Push(name=name(repository), tags=(following,))
+        return following != tag and self.takes(newer) is not None
+
 
 # A window that is far away takes a while to find, in which nobody else would be answered.
 _opening = lru_cache(256)(next_opening)

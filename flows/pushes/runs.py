@@ -112,6 +112,7 @@ class Runs:
                     tags=[f"app:{app.name}", PUSH, sender],
                     labels={PUSHED: moment},
                     idempotency_key=key,
+                    enforce_parameter_schema=False,  # the run says what is wrong with the app
                 )
             except Exception:
                 self._latest = None  # the deployment may be gone
@@ -196,15 +197,15 @@ class Runs:
         run, looked = self._known.get(key, (None, 0.0))
         if run is None or time.monotonic() - looked < FRESH:
             return run
+        self._known[key] = run, time.monotonic()  # one looks; who comes meanwhile does not wait
         try:
             state = (await self._client.read_flow_run(run.run)).state
         except ObjectNotFound:
             self._known.pop(key, None)
             return None
         if state and not state.is_scheduled():
-            ended = state.is_final()
-            run = run.model_copy(update={"state": state.name, "ended": ended})
-        self._known[key] = run, time.monotonic()
+            run = run.model_copy(update={"state": state.name, "ended": state.is_final()})
+            self._known[key] = run, time.monotonic()
         return run
 
     async def _waiting(self, app: Subscriber, image: str) -> Run | None:

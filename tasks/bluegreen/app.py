@@ -10,7 +10,17 @@ from pydantic.config import JsonDict
 
 from tasks.bluegreen.errors import BadInput
 from tasks.bluegreen.gates import Drain, Health, Verify
-from tasks.bluegreen.units import Bytes, Frozen, Pairs, Seconds, Several, entries, several
+from tasks.bluegreen.units import (
+    Bytes,
+    Frozen,
+    Pairs,
+    Quoted,
+    Seconds,
+    Several,
+    Whole,
+    entries,
+    several,
+)
 from tasks.bluegreen.window import Window
 
 NAME = r"^[a-z][a-z0-9-]{0,38}[a-z0-9]$"
@@ -85,7 +95,7 @@ class Healthcheck(Frozen):
     )
     interval: Seconds = Field(default=5.0, gt=0, description="Seconds between two checks.")
     timeout: Seconds = Field(default=5.0, gt=0, description="Seconds one check may take.")
-    retries: int = Field(default=3, ge=1, description="Failures in a row that mean unhealthy.")
+    retries: Whole = Field(default=3, ge=1, description="Failures in a row that mean unhealthy.")
     start_period: Seconds = Field(
         default=0.0, ge=0, description="Seconds after the start in which failures don't count."
     )
@@ -94,8 +104,8 @@ class Healthcheck(Frozen):
 class Ulimit(Frozen):
     """A soft and a hard limit."""
 
-    soft: int = Field(ge=-1, description="Soft limit, in the limit's own unit; -1 is none.")
-    hard: int = Field(ge=-1, description="Hard limit, in the limit's own unit; -1 is none.")
+    soft: Whole = Field(ge=-1, description="Soft limit, in the limit's own unit; -1 is none.")
+    hard: Whole = Field(ge=-1, description="Hard limit, in the limit's own unit; -1 is none.")
 
 
 class Proxy(Frozen):
@@ -115,7 +125,7 @@ class Proxy(Frozen):
         default=("80:80",),
         description="Ports of a proxy that nonstop creates, as `[ADDRESS:]HOST:CONTAINER`.",
     )
-    listen: int = Field(
+    listen: Whole = Field(
         default=80, ge=1, le=65535, description="Port the site listens on inside the container."
     )
     directory: str | None = Field(
@@ -167,12 +177,14 @@ class App(Frozen):
         description="Host names of the site, like shop.example.com or *.example.com; "
         "none: every name that no other site has.",
     )
-    port: int = Field(ge=1, le=65535, description="Port that the app listens on, in its container.")
-    replicas: int = Field(default=2, ge=1, le=64, description="Number of containers.")
-    parallelism: int = Field(
+    port: Whole = Field(
+        ge=1, le=65535, description="Port that the app listens on, in its container."
+    )
+    replicas: Whole = Field(default=2, ge=1, le=64, description="Number of containers.")
+    parallelism: Whole = Field(
         default=4, ge=1, le=64, description="Containers that are started at the same time."
     )
-    keep: int = Field(default=1, ge=0, le=50, description="Stopped releases kept for a rollback.")
+    keep: Whole = Field(default=1, ge=0, le=50, description="Stopped releases kept for a rollback.")
 
     command: tuple[str, ...] | str | None = Field(default=None, description="As in Compose.")
     entrypoint: tuple[str, ...] | str | None = Field(default=None, description="As in Compose.")
@@ -200,12 +212,14 @@ class App(Frozen):
     cap_add: tuple[str, ...] = Field(default=(), description="Capabilities to add.")
     cap_drop: tuple[str, ...] = Field(default=(), description="Capabilities to drop.")
     security_opt: tuple[str, ...] = Field(default=(), description="As in Compose.")
-    ulimits: dict[str, int | Ulimit] = Field(default={}, description="As in Compose.")
+    ulimits: dict[str, Whole | Ulimit] = Field(default={}, description="As in Compose.")
     extra_hosts: HostEntries = Field(default=(), description="`name:address` or `name=address`.")
     mem_limit: Bytes | None = Field(
         default=None, ge=6 * 1024**2, description="Memory limit, bytes or like 512m."
     )
-    cpus: float | None = Field(default=None, gt=0, description="CPUs it may use, like 1.5.")
+    cpus: Annotated[float | None, Quoted()] = Field(
+        default=None, gt=0, description="CPUs it may use, like 1.5."
+    )
     restart: str = Field(
         default="unless-stopped",
         pattern=r"^(no|always|unless-stopped|on-failure(:\d+)?)$",
@@ -322,3 +336,9 @@ class App(Frozen):
     def server_name(self) -> str:
         """A host name that the site answers to."""
         return self.hosts[0].replace("*", "nonstop") if self.hosts else "localhost"
+
+    @property
+    def unlikely_name(self) -> str:
+        """A host name that the site answers to and that, but for exact `hosts`, nobody else has."""
+        first = self.hosts[0] if self.hosts else "*.localhost"
+        return first.replace("*", f"nonstop-{self.name}")

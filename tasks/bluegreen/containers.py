@@ -28,7 +28,14 @@ from tasks.bluegreen.errors import (
     ReplicaCrashed,
     Unavailable,
 )
-from tasks.bluegreen.labels import labels_of, read_release, read_replica, read_settings
+from tasks.bluegreen.labels import (
+    config,
+    joined,
+    labels_of,
+    read_release,
+    read_replica,
+    read_settings,
+)
 from tasks.bluegreen.model import Plan, Release, Replica
 
 CALL = 60.0  # seconds that one call to the engine may take; DOCKER_CLIENT_TIMEOUT changes it
@@ -138,8 +145,7 @@ class Engine:
             seen = self.inspect(entry["Id"])
             if seen is not None:  # else it was removed since the list was made
                 replica = read_replica(seen)
-                labels = seen["Config"]["Labels"]
-                found.setdefault(replica.number, []).append((replica, labels))
+                found.setdefault(replica.number, []).append((replica, config(seen, "Labels")))
         return tuple(read_release(number, found[number]) for number in sorted(found))
 
     def apps(self) -> tuple[str, ...]:
@@ -163,26 +169,32 @@ class Engine:
         return tuple(
             entry["Names"][0].lstrip("/")
             for entry in listed
-            if (entry["Labels"] or {}).get("nonstop.app") != app
+            if (entry.get("Labels") or {}).get("nonstop.app") != app
         )
 
     def addresses(self, network: str) -> tuple[str, ...]:
         """Addresses on `network` that containers have or, stopped, will have again."""
         with engine_words("list containers"):
             listed = self.api.containers(all=True)
-        ends = (entry["NetworkSettings"]["Networks"].get(network) for entry in listed)
+        ends = (joined(entry).get(network) for entry in listed)
         found = {
             address
             for end in ends
             if end
-            for address in ((end.get("IPAMConfig") or {}).get("IPv4Address"), end["IPAddress"])
+            for address in ((end.get("IPAMConfig") or {}).get("IPv4Address"), end.get("IPAddress"))
         }
         return tuple(sorted(str(address) for address in found if address))
 
     # a replica's life
 
     def create(
-        self, plan: Plan, index: int, *, image_id: str, environment: Mapping[str, str]
+        self,
+        plan: Plan,
+        index: int,
+        *,
+        image_id: str,
+        environment: Mapping[str, str],
+        pulled: bool = False,
     ) -> str:
         """A container of green, not yet started; one of a dead try with its name goes first.
 
@@ -196,17 +208,17 @@ class Engine:
         """
         app = plan.app
         name = f"{app.name}-{plan.green}-{index}"
-        labels = app.labels | labels_of(plan, index)
+        labels = app.labels | labels_of(plan, index, pulled=pulled)
         end = EndpointConfig(self.api.api_version, ipv4_address=plan.addresses[index - 1])
-        config = container_config(self.api, app, image_id, environment, labels, end)
+        body = container_config(self.api, app, image_id, environment, labels, end)
         with engine_words(f"create {name}"):
             try:
-                made = self.api.create_container_from_config(config, name)
+                made = self.api.create_container_from_config(body, name)
             except APIError as error:
                 if error.status_code != 409:
                     raise
                 self._remove_our_own(name, plan)
-                made = self.api.create_container_from_config(config, name)
+                made = self.api.create_container_from_config(body, name)
             for network in app.networks:
                 self.api.connect_container_to_network(made["Id"], network)
             return str(made["Id"])
@@ -215,7 +227,7 @@ class Engine:
         there = self.inspect(name)
         if there is None:
             return
-        labels = there["Config"]["Labels"] or {}
+        labels = config(there, "Labels") or {}
         if labels.get("nonstop.app") != plan.app.name:
             raise Refused(
                 f"A container named {name} exists and is not ours: rename or remove "
@@ -274,13 +286,13 @@ class Engine:
     def environment(self, container: str) -> dict[str, str]:
         """The environment that a container has, the image's own part included."""
         seen = self.inspect(container)
-        return _variables(seen["Config"]["Env"]) if seen else {}
+        return _variables(config(seen, "Env")) if seen else {}
 
     def image_environment(self, image: str) -> dict[str, str]:
         """The environment that an image brings along; empty when it is gone."""
         with engine_words(f"describe image {image[:19]}"):
             try:
-                return _variables(self.api.inspect_image(image)["Config"]["Env"])
+                return _variables(config(self.api.inspect_image(image), "Env"))
             except NotFound:
                 return {}
 
@@ -293,11 +305,6 @@ class Engine:
                 return ""
         image = self.image_environment(replica.image_id)
         return masked(app, self.environment(replica.id), image, log).strip()
-
-    def signal(self, container: str, name: str) -> None:
-        """Sends a signal to a container's process 1."""
-        with engine_words(f"send {name} to {container}"):
-            self.api.kill(container, name)
 
     # commands in containers
 

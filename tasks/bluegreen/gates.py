@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from tasks.bluegreen.units import Frozen, Pairs, Seconds
+from tasks.bluegreen.units import Decimal, Frozen, Pairs, Seconds, Whole
 
 
 class Gate(Frozen):
@@ -38,7 +38,7 @@ class Health(Gate):
         description="Headers the answer must carry; values may be templates like `{{ release }}`, "
         "so that the answer proves who gave it.",
     )
-    checks: int = Field(
+    checks: Whole = Field(
         default=3, ge=1, le=100, description="Rounds in a row in which every replica is right."
     )
     interval: Seconds = Field(
@@ -63,13 +63,13 @@ class Verify(Gate):
     interval: Seconds = Field(
         default=0.5, ge=0.02, le=60, description="Seconds between two requests of ours."
     )
-    failures: int = Field(
+    failures: Whole = Field(
         default=3,
         ge=1,
         description="Failures of our requests, or of visitors', before green can be bad: one blip "
         "is no reason to go back. So many of ours in a row are one, whatever their share.",
     )
-    tolerance: float = Field(
+    tolerance: Decimal = Field(
         default=0.02,
         ge=0,
         le=1,

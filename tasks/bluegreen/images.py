@@ -1,4 +1,4 @@
-"""Images: pulled, pinned by id, and removed when a registry still has them."""
+"""Images: pulled, pinned by id, and removed again where nonstop pulled them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from docker.errors import APIError, DockerException, NotFound
 from tasks.bluegreen.app import App
 from tasks.bluegreen.containers import Engine, engine_words, words
 from tasks.bluegreen.errors import EngineHiccup, ImageUnavailable, RegistryAway, Unavailable
+from tasks.bluegreen.model import Release
 
 SILENCE = 5  # times the limit of one call: registries and disks are slower than the engine
 TELL = 10.0  # seconds between two lines of progress
@@ -22,6 +23,7 @@ MARGIN = 256 << 20  # bytes that a deploy leaves free, whatever it pulls
 REFUSED = re.compile(
     "manifest|unauthorized|no basic auth|denied|not found|HTTP 40[134]", re.IGNORECASE
 )
+PULLED: set[str] = set()  # ids of the images that this run has pulled, in whatever step
 
 
 def pin(engine: Engine, app: App, say: Callable[[str], None]) -> str:
@@ -37,12 +39,25 @@ def pin(engine: Engine, app: App, say: Callable[[str], None]) -> str:
     if app.pull_policy == "always" or (app.pull_policy == "missing" and here is None):
         _pull(engine, app, here is not None, say)
         here = _image_id(engine, app.image)
+        PULLED.update([here] if here else [])
     if here is None:
         raise ImageUnavailable(
             f"{app.name}: image {app.image} is not on this host and pull_policy is "
             f"{app.pull_policy}: pull or build it first. Nothing was touched."
         )
     return here
+
+
+def was_pulled(engine: Engine, app: App, image_id: str) -> bool:
+    """Whether this run, or the one that made a release of the same image, has pulled it.
+
+    Where that is not known, as after a run that died, it is the user's.
+    """
+    if app.pull_policy == "never":
+        return False
+    return image_id in PULLED or any(
+        release.pulled and release.pinned == image_id for release in engine.releases(app.name)
+    )
 
 
 def ensure_room(engine: Engine, app: App, free: int, *, pulls: bool) -> None:
@@ -212,15 +227,18 @@ def _pulled(engine: Engine, repository: str, reference: str) -> Iterator[dict[st
         yield line
 
 
-def remove_image(engine: Engine, image_id: str) -> None:
-    """Removes an image that nothing uses and that a registry still has.
+def remove_image(engine: Engine, release: Release) -> None:
+    """Removes a release's image that nothing uses and that nonstop pulled.
 
-    One that was only ever built here is the user's to remove: there may be no other copy.
+    Any other is the user's to remove: there may be no other copy. A release made before it was
+    noted who pulled has one that a registry knows.
     """
-    with engine_words(f"remove image {image_id}"):
+    if release.pulled is False or release.settings.pull_policy == "never":
+        return
+    with engine_words(f"remove image {release.pinned}"):
         try:
-            if engine.api.inspect_image(image_id)["RepoDigests"]:
-                engine.api.remove_image(image_id)
+            if release.pulled or _digests(engine, release.pinned):
+                engine.api.remove_image(release.pinned)
         except NotFound:
             return
         except APIError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,8 +12,10 @@ from tasks.bluegreen.app import App
 from tasks.bluegreen.errors import Unavailable
 from tasks.bluegreen.model import Plan, Release, Replica
 
+PULLED = {"yes": True, "no": False}  # releases of earlier versions do not say it
 
-def labels_of(plan: Plan, index: int) -> dict[str, str]:
+
+def labels_of(plan: Plan, index: int, *, pulled: bool) -> dict[str, str]:
     """What a replica of green says of itself; index 1 is the first."""
     app = plan.app
     return {
@@ -22,14 +25,25 @@ def labels_of(plan: Plan, index: int) -> dict[str, str]:
         "nonstop.replica": str(index),
         "nonstop.run": plan.run,
         "nonstop.image": app.image,
+        "nonstop.pulled": "yes" if pulled else "no",
         "nonstop.settings": app.model_dump_json(exclude_defaults=True),
     }
 
 
+def config(seen: Mapping[str, Any], field: str) -> Any:
+    """A field of a container's or an image's Config; None: empty, which engines may leave out."""
+    return (seen.get("Config") or {}).get(field)
+
+
+def joined(seen: Mapping[str, Any]) -> dict[str, Any]:
+    """A container's ends by their network's name."""
+    return (seen.get("NetworkSettings") or {}).get("Networks") or {}
+
+
 def read_replica(seen: dict[str, Any]) -> Replica:
     """A container of ours as the engine describes it."""
-    labels, state = seen["Config"]["Labels"], seen["State"]
-    end = seen["NetworkSettings"]["Networks"].get(seen["HostConfig"]["NetworkMode"]) or {}
+    labels, state = config(seen, "Labels"), seen["State"]
+    end = joined(seen).get(seen["HostConfig"]["NetworkMode"]) or {}
     return Replica(
         name=seen["Name"].lstrip("/"),
         id=seen["Id"],
@@ -77,6 +91,7 @@ def read_release(number: int, replicas: list[tuple[Replica, dict[str, str]]]) ->
         origin=int(labels.get("nonstop.origin", number)),
         image=labels.get("nonstop.image", ""),
         pinned=replicas[0][0].image_id,
+        pulled=PULLED.get(labels.get("nonstop.pulled", "")),
         settings=settings,
         replicas=tuple(sorted((r for r, _ in replicas), key=lambda replica: replica.index)),
     )

@@ -67,8 +67,11 @@ class Lock:
         threading.Thread(target=self._beat, name=f"lock of {self.app}", daemon=True).start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: object, *_: object) -> None:
         self._over.set()
+        if failure is None and self._session is not None:
+            with suppress(OSError):  # then it is taken for a run that died
+                self._session.say("q")
         self._close()
 
     def _beat(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Literal
 
 from pydantic import Field
@@ -53,6 +54,7 @@ class Release(Frozen):
     )
     image: str = Field(description="The image as it was asked for, with its tag.")
     pinned: str = Field(description="The image by digest or id; what really runs.")
+    pulled: bool | None = Field(default=None, description="By nonstop; None: it was not noted.")
     settings: App
     replicas: tuple[Replica, ...]
 
@@ -60,6 +62,11 @@ class Release(Frozen):
     def running(self) -> int:
         """Number of replicas whose process runs."""
         return sum(replica.running for replica in self.replicas)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every replica that it was deployed with runs."""
+        return self.complete and self.running == len(self.replicas)
 
     @property
     def standing(self) -> bool:
@@ -70,6 +77,11 @@ class Release(Frozen):
     def servers(self) -> frozenset[str]:
         """`address:port` of every replica, as nginx names it."""
         return frozenset(f"{r.address}:{self.settings.port}" for r in self.replicas)
+
+    @property
+    def made(self) -> float:
+        """Time at which its first replica was made (Unix, seconds)."""
+        return min(datetime.fromisoformat(replica.created).timestamp() for replica in self.replicas)
 
     @property
     def complete(self) -> bool:
@@ -101,13 +113,19 @@ class Observed(Frozen):
     )
     site: str | None = Field(default=None, description="The site's text on disk.")
     before: str | None = Field(default=None, description="What the site's file was before.")
+    holder: str = Field(default="", description="Who changes the app now; empty: nobody.")
+    left: tuple[str, ...] = Field(
+        default=(),
+        description="Who had the lock since a run ended well, and did not; gone when the proxy "
+        "restarts.",
+    )
     others: tuple[int, ...] = Field(
         default=(), description="Releases that other proxies of the app serve."
     )
-    nginx: tuple[int, ...] = Field(default=(), description="Version of the proxy's nginx.")
-    leaving: tuple[int, ...] = Field(
-        default=(), description="Workers of generations before the running one, by process id."
+    gone: tuple[str, ...] = Field(
+        default=(), description="Proxies of the app that no container is named like any more."
     )
+    nginx: tuple[int, ...] = Field(default=(), description="Version of the proxy's nginx.")
     taken: tuple[str, ...] = Field(
         default=(), description="Addresses that containers of any app have, also stopped ones."
     )
@@ -116,6 +134,9 @@ class Observed(Frozen):
     )
     proxy_since: str = Field(
         default="", description="Time the proxy's container was made; empty: there is none."
+    )
+    networks: tuple[str, ...] | None = Field(
+        default=None, description="Those that the proxy is on; None: it is on the host's."
     )
     subnet: str = ""
     dynamic: str = Field(default="", description="Part of the subnet that Docker gives away.")
@@ -126,6 +147,10 @@ class Observed(Frozen):
         if self.live is None or self.site is None:
             return self.live is None and self.site is None
         return self.live == Live.named_in(self.site)
+
+    def died(self, release: Release) -> bool:
+        """Whether the run that made it is known not to have ended well."""
+        return any(r.run and r.run in one for r in release.replicas for one in self.left)
 
     @property
     def previewing(self) -> bool:
@@ -140,13 +165,34 @@ class Observed(Frozen):
 
     @property
     def behind(self) -> tuple[Release, ...]:
-        """The releases behind this proxy; others may serve behind another, and are left alone."""
-        return tuple(r for r in self.releases if self.proxy in ("", r.settings.proxy.container))
+        """The releases behind this proxy; others may serve behind another, and are left alone.
+
+        Up to the live one also those whose own proxy is gone: it was renamed, or given up.
+        """
+        live = self.live.number if self.live else 0
+        return tuple(
+            r
+            for r in self.releases
+            if self.proxy in ("", r.settings.proxy.container)
+            or (r.number <= live and r.settings.proxy.container in self.gone)
+        )
 
     @property
     def elsewhere(self) -> tuple[Release, ...]:
         """The releases that run behind another proxy."""
-        return tuple(r for r in self.releases if r.running and r not in self.behind)
+        return tuple(
+            r
+            for r in self.releases
+            if r.running and r.settings.proxy.container not in (self.proxy, *self.gone)
+        )
+
+    def settings(self, release: Release) -> App:
+        """What the release was deployed with, behind this proxy where its own is gone."""
+        app = release.settings
+        if app.proxy.container not in self.gone:
+            return app
+        proxy = app.proxy.model_copy(update={"container": self.proxy})
+        return app.model_copy(update={"proxy": proxy})
 
     def release(self, number: int) -> Release | None:
         """The release with that number, if any container of it exists."""
@@ -168,9 +214,6 @@ class Plan(Frozen):
     addresses: tuple[str, ...] = Field(description="One per replica.")
     nginx: tuple[int, ...] = Field(default=(), description="Version of the proxy's nginx.")
     run: str = Field(default="", description="Id of the flow run that makes green.")
-    leaving: tuple[int, ...] = Field(
-        default=(), description="Workers that had stopped accepting before the run began."
-    )
     holder: str = Field(default="", description="The run, as the holder of the app's lock.")
     previous_site: str | None = Field(
         description="The text that blue's generation was loaded from; None: the file is another."
@@ -182,8 +225,11 @@ class Recovery(Frozen):
 
     app: str
     live: int | None = Field(description="The release that serves, or is going to.")
-    site: Literal["is loaded", "put back", "load", "remove"] = Field(
+    site: Literal["is loaded", "put back", "load", "restore", "remove"] = Field(
         default="is loaded", description="What becomes of the site's file."
+    )
+    connect: str = Field(
+        default="", description="Network of what serves, when the proxy is not on it."
     )
     start: tuple[str, ...] = Field(
         default=(), description="Ids of the live release's replicas that stand still."
@@ -199,7 +245,8 @@ class Recovery(Frozen):
     @property
     def needed(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self.site != "is loaded" or self.start or self.remove or self.finish)
+        half_done = self.site != "is loaded" or self.start or self.remove or self.finish
+        return bool(half_done or self.connect)
 
 
 class Retirement(Frozen):
@@ -235,6 +282,7 @@ class Verified(Frozen):
     failed: int
     visitors: int = Field(description="Visitors' requests that green's replicas answered.")
     visitors_failed: int
+    deaf: str = Field(default="", description="Why not all visitors' requests are among them.")
 
 
 class Drained(Frozen):

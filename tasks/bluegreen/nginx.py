@@ -1,17 +1,17 @@
-"""The proxy's nginx: what it serves, a new site, the proof of a cutover, the drain."""
+"""The proxy's nginx: what it serves, a new site, the proof of a cutover."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from tasks.bluegreen.app import Proxy
 from tasks.bluegreen.commands import Output
 from tasks.bluegreen.containers import Engine, engine_words
+from tasks.bluegreen.errorlog import complaints, conflicting, refused
 from tasks.bluegreen.errors import (
     CutoverUnproven,
     EngineHiccup,
@@ -19,8 +19,18 @@ from tasks.bluegreen.errors import (
     SiteRejected,
     Unavailable,
 )
+from tasks.bluegreen.labels import config, joined
 from tasks.bluegreen.model import Live, Site
-from tasks.bluegreen.scripts import CHECK, INSTALL, LEAVING, LOOK, PROXY_LOCK, USED, lock_file
+from tasks.bluegreen.scripts import (
+    CHECK,
+    HUP,
+    INSTALL,
+    LOOK,
+    PROXY_LOCK,
+    USED,
+    WRITABLE,
+    lock_file,
+)
 from tasks.bluegreen.shell import SHELLS
 
 STATUS_PORT = 18099  # on the container's loopback: which generation is loaded
@@ -30,10 +40,8 @@ RELOAD = 15.0  # seconds until a reload has to be proven
 INSTALLED = 75.0  # seconds until a site has to be installed; another app's reload may go first
 LARGEST_SITE = 100_000  # bytes: it travels in an environment variable, Linux allows 128 KiB
 
-CONFLICT = re.compile(r'conflicting server name "([^"]*)"')
-SERVER_NAME = re.compile(r"^\s*server_name\s+([^;]+);", re.MULTILINE)
-BODY = re.compile(r"(?<!proxy_temp)/\d{10} \(deleted\)$", re.MULTILINE)  # a temporary file's name
-INIT = re.compile(r"^\S*\b(docker-init|tini|dumb-init)\b")  # they pass HUP on to nginx
+SERVER_NAME = re.compile(r"(?:^|[;{])\s*server_name\s+([^;]+);", re.MULTILINE)
+INIT = re.compile(r"^\S*\b(docker-init|tini|dumb-init)\b")  # they start nginx and nothing else
 
 
 class Look(NamedTuple):
@@ -45,6 +53,8 @@ class Look(NamedTuple):
     live: Live | None
     site: str | None
     before: str | None  # what the site's file was before
+    holder: str  # who changes the app now; empty: nobody
+    left: tuple[str, ...]  # who held the lock since a run ended well, and did not
 
 
 class Nginx:
@@ -69,14 +79,14 @@ class Nginx:
             )
         self.id: str = seen["Id"]
         self.seen = seen
-        self.ours = "nonstop.proxy" in (seen["Config"]["Labels"] or {})
+        self.ours = "nonstop.proxy" in (config(seen, "Labels") or {})
         self.directory = proxy.directory or (SITES if self.ours else "/etc/nginx/conf.d")
 
     def main(self) -> str:
         """The configuration file that nginx was started with; empty: its default.
 
         Raises:
-            Unavailable: the container's first process is not nginx, so a signal would not reach it.
+            Unavailable: the container's first process is not nginx.
         """
         titles = dict(self.engine.processes(self.id))
         first = titles.get(self.seen["State"]["Pid"], "nothing")
@@ -91,8 +101,12 @@ class Nginx:
 
     def address(self) -> str:
         """The proxy's IPv4 address on the network it shares with the replicas; or empty."""
-        ends = self.seen["NetworkSettings"]["Networks"]
-        return str((ends.get(self.proxy.network) or {}).get("IPAddress") or "")
+        return str((joined(self.seen).get(self.proxy.network) or {}).get("IPAddress") or "")
+
+    def networks(self) -> tuple[str, ...] | None:
+        """Those that the proxy is on; None: it is on the host's, which reaches each of them."""
+        host = self.seen["HostConfig"]["NetworkMode"] == "host"
+        return None if host else tuple(joined(self.seen))
 
     def path(self, app: str) -> str:
         """Where an app's site is, in the container."""
@@ -123,8 +137,9 @@ class Nginx:
             "PORT": str(STATUS_PORT),
             "SITE": site,
             "BEFORE": _beside(site, "before"),
+            "LOCK": lock_file(app),
         }
-        output = self._run(LOOK, names)
+        output = self.run(LOOK, names)
         if output.code == 98:
             raise Unavailable(
                 f"There is no nginx in {self.proxy.container}: name the nginx container in "
@@ -153,6 +168,7 @@ class Nginx:
                 f"{self.proxy.container}`, then try again."
             )
         said = status.split()
+        held = re.search(r"^--held (.+)$", head, re.MULTILINE)
         return Look(
             version=tuple(map(int, numbers.groups())) if numbers else (),
             free=int(free[1]) * 1024 if free else 0,
@@ -160,6 +176,8 @@ class Nginx:
             live=Live(number=int(said[1]), generation=said[2]) if said[:1] == [app] else None,
             site=site or None,
             before=before or None,
+            holder=held[1] if held else "",
+            left=tuple(re.findall(r"^--left (.+)$", head, re.MULTILINE)),
         )
 
     def check(self, site: Site | None) -> None:
@@ -169,7 +187,7 @@ class Nginx:
 
         Raises:
             SiteRejected: in nginx's words.
-            Unavailable: the configuration is broken without the site, too.
+            Unavailable: the configuration is broken without the site, too; or it cannot be tried.
         """
         text = site.text if site else ""
         if len(text.encode()) > LARGEST_SITE:
@@ -177,7 +195,7 @@ class Nginx:
                 f"The site has {len(text.encode())} bytes; {LARGEST_SITE} is the "
                 "most that nonstop installs."
             )
-        output = self._run(
+        output = self.run(
             CHECK,
             {
                 "CONF": self.main(),
@@ -187,15 +205,27 @@ class Nginx:
             },
             timeout=60,
         )
-        words = _complaints(output.text)
-        taken = set(CONFLICT.findall(words)) & _server_names(text)  # others' own don't concern us
+        words = complaints(output.text)
+        taken = conflicting(output.text) & _server_names(text)  # others' own don't concern us
         if output.code == 0 and not taken:
             return
+        if output.code not in (0, 93, 95, 96):
+            raise EngineHiccup(
+                f"Trying the configuration of {self.proxy.container} broke off (exit code "
+                f"{output.code}): {output.text.strip()[-300:] or 'nothing was said'}."
+            )
         if site is None:
             raise Unavailable(
                 f"The configuration of {self.proxy.container} does not load as it "
                 "is: repair it first. Nothing was touched.",
                 words,
+            )
+        if output.code == 93:
+            raise Unavailable(
+                f"{site.app}: no copy of the configuration of {self.proxy.container}, on which the "
+                "site is tried, could be made in its /dev/shm, /tmp or /var/tmp: remove what is in "
+                "the way.",
+                "\n".join(dict.fromkeys(output.text.strip().splitlines())),
             )
         if output.code == 96:
             raise SiteRejected(
@@ -211,6 +241,12 @@ class Nginx:
             )
         self.check(None)
         raise SiteRejected(f"{site.app}: nginx in {self.proxy.container} rejects the site.", words)
+
+    def unwritable(self) -> str:
+        """Why no site can be put where nginx reads them, in one phrase; empty: it can."""
+        names = {"DIRECTORY": self.directory}
+        code, said = self.run(WRITABLE, names, "0")  # as whom `installed` does
+        return "" if code == 0 else said.strip().rpartition(": ")[2] or f"exit code {code}"
 
     @contextmanager
     def installed(
@@ -270,30 +306,23 @@ class Nginx:
             if title.startswith("nginx: worker process") and "shutting down" not in title
         }
 
-    def leaving(self) -> set[int]:
-        """Process ids of the workers of earlier generations, which finish their requests."""
-        return {
-            pid
-            for pid, title in self.engine.processes(self.id)
-            if title.startswith("nginx: worker process is shutting down")
-        }
-
     def reload(self, app: str, generation: str | None, *, patient: bool = False) -> None:
         """The running nginx has this generation of the app, and no worker accepts with another.
 
         Args:
             app: whose site changed.
             generation: the digest that has to answer; None: the app has no site any more.
-            patient: don't give up as soon as nginx complains: it may still be complaining of the
+            patient: don't give up as soon as nginx refuses: it may still be refusing the
                 configuration before, whose ports it tries to bind for 2.5 s.
 
         Raises:
             CutoverUnproven: with nginx's own reason where it gave one.
+            EngineHiccup: nginx was not told.
         """
         before = self.accepting()
         began, since = time.monotonic(), time.time()
         asked = 0.0
-        self.engine.signal(self.id, "HUP")
+        clock = self.hup()
         while True:
             now = self.accepting()
             if now and not now & before:
@@ -304,8 +333,8 @@ class Nginx:
             waited = time.monotonic() - began
             if waited - asked > 1 or waited > RELOAD:
                 asked = waited
-                reason = self.complaints(since)
-                if (reason and not patient) or waited > RELOAD:
+                reason = self.complaints(since, clock)
+                if (refused(reason) and not patient) or waited > RELOAD:
                     raise CutoverUnproven(
                         f"{app}: nginx in {self.proxy.container} did not take the new "
                         f"configuration within {waited:.0f} s.",
@@ -313,44 +342,57 @@ class Nginx:
                     )
             time.sleep(0.02)
 
-    def complaints(self, since: float) -> str:
-        """What nginx logged as an emergency since a time (Unix, seconds), at most ten lines."""
+    def names(self, apart_from: str) -> set[str]:
+        """Host names of every site but that app's, on disk; none where it does not load."""
+        dump = self.run('nginx -T ${CONF:+-c "$CONF"} 2>/dev/null', {"CONF": self.main()}).text
+        files = dump.split("# configuration file ")
+        ours = f"{self.path(apart_from)}:"
+        return set().union(*(_server_names(file) for file in files if not file.startswith(ours)))
+
+    def hup(self) -> str:
+        """Nginx was told to read its configuration.
+
+        From inside: what the engine sends, whatever signal, it takes for a stop by hand, and
+        starts a container `unless-stopped` never again.
+
+        Returns:
+            The container's own clock before that, as it is in nginx's log.
+
+        Raises:
+            EngineHiccup: in the words of the container's shell.
+        """
+        code, said = self.run(HUP, {})
+        if code != 0:  # the container's own user is not the master's
+            code, said = self.run(HUP, {}, "0")
+        clock, _, said = said.partition("\n")
+        if code != 0:
+            raise EngineHiccup(
+                f"nginx in {self.proxy.container} was not told to reload: "
+                f"{said.strip()[-300:] or 'no master process was found'}."
+            )
+        return clock
+
+    def complaints(self, since: float, clock: str) -> str:
+        """Why nginx refuses, or what it warns of, in its log since a time; at most ten lines.
+
+        Args:
+            since: Unix, seconds.
+            clock: what the container's own clock said then, as it is in the log.
+        """
         log = self.engine.log_since(self.id, since)
-        if not _complaints(log):  # many packages log errors to a file instead
-            log = self._run("tail -n 20 /var/log/nginx/error.log 2>/dev/null", {}).text
-            stamp = time.strftime("%Y/%m/%d %H:%M:%S", time.gmtime(since))
-            log = "\n".join(line for line in log.splitlines() if line[:19] >= stamp)
-        return _complaints(log)
+        if not refused(log):  # many packages log errors to a file instead
+            file = self.run("tail -n 20 /var/log/nginx/error.log 2>/dev/null", {}).text
+            log = "\n".join([log, *(line for line in file.splitlines() if line[:19] >= clock)])
+        return complaints(log)
 
     def used(self) -> bool:
         """Whether an app has, or had since the proxy started, a site or a lock here."""
-        return (
-            self._run(USED, {"SITES": self.directory, "LOCKS": lock_file("*")}).text.strip() != ""
-        )
+        return self.run(USED, {"SITES": self.directory, "LOCKS": lock_file("*")}).text.strip() != ""
 
-    def receiving(self) -> bool:
-        """Whether workers of earlier generations still write a request's body to a file.
-
-        Where it cannot be seen they may, so then it is true. Only their own user may look.
-        """
-        users = set(self._run(LEAVING, {}).text.split())
-        seen = "".join(self._run(LEAVING, {"FILES": "yes"}, user).text for user in users)
-        return bool(BODY.search(seen) or "denied" in seen)
-
-    def connections(self, servers: Iterable[str]) -> int:
-        """Number of open connections from the proxy to these servers (`address:port`)."""
-        ends = {
-            f"{int.from_bytes(IPv4Address(address).packed, 'little'):08X}:{int(port):04X}"
-            for address, _, port in (server.partition(":") for server in servers)
-            if address
-        }
-        table = self._run("cat /proc/net/tcp", {}).text.splitlines()[1:]
-        rows = (line.split() for line in table)
-        return sum(1 for row in rows if len(row) > 3 and row[2] in ends and row[3] == "01")
-
-    def _run(
+    def run(
         self, script: str, environment: dict[str, str], user: str = "", timeout: float = 20
     ) -> Output:
+        """What a shell script in the container says; as its own user, or as that one."""
         if user:  # the shell is the container's own user's
             command = ["sh", "-c", script]
             return self.engine.exec(self.id, command, environment=environment, user=user)
@@ -365,12 +407,3 @@ def _beside(site: str, what: str) -> str:
 
 def _server_names(site: str) -> set[str]:
     return {name for names in SERVER_NAME.findall(site) for name in names.split()}
-
-
-def _complaints(log: str) -> str:
-    lines = [
-        line.strip()
-        for line in log.splitlines()
-        if "[emerg]" in line or "[alert]" in line or "conflicting server name" in line
-    ]
-    return "\n".join(lines[-10:])

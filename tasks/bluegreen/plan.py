@@ -56,7 +56,7 @@ def plan_rollback(seen: Observed, to: int | None = None, holder: str = "", run: 
             f"(live: {seen.live.number}, kept: {numbers}): deploy an earlier image with "
             f"`nonstop deploy {seen.app} --image IMAGE`."
         )
-    return _plan(wanted[-1].settings, seen, holder, run, wanted[-1])
+    return _plan(seen.settings(wanted[-1]), seen, holder, run, wanted[-1])
 
 
 def _plan(app: App, seen: Observed, holder: str, run: str, source: Release | None = None) -> Plan:
@@ -80,7 +80,6 @@ def _plan(app: App, seen: Observed, holder: str, run: str, source: Release | Non
         addresses=tuple(free_addresses(seen, app.name, green, app.replicas)),
         nginx=seen.nginx,
         run=run,
-        leaving=seen.leaving,
         holder=holder,
         previous_site=seen.loaded_site,
     )
@@ -140,10 +139,12 @@ def role(seen: Observed, release: Release) -> str:
     """What a release is, in the words of the design."""
     if release.number in seen.others:
         return f"live behind {release.settings.proxy.container}"
+    if seen.live and release.number == seen.live.number:
+        return "live"
+    if any(replica.run and replica.run in seen.holder for replica in release.replicas):
+        return "green"
     if seen.live is None:
         return "not live"
-    if release.number == seen.live.number:
-        return "live"
     if release.number > seen.live.number:
         return "abandoned"
     return "warm" if release.running else "kept"

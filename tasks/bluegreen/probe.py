@@ -169,7 +169,7 @@ def nearest(engine: Engine, nginx: Nginx) -> Probe:
 
 
 def _bridge(network: Mapping[str, Any]) -> str:
-    named = (network["Options"] or {}).get("com.docker.network.bridge.name")
+    named = (network.get("Options") or {}).get("com.docker.network.bridge.name")
     return str(named or f"br-{network['Id'][:12]}")
 
 
@@ -179,7 +179,8 @@ def _interfaces() -> set[str]:
 
 def _among(network: Mapping[str, Any]) -> bool:
     """Whether this process runs in a container of the network, by its address."""
-    addresses = {end["IPv4Address"].partition("/")[0] for end in network["Containers"].values()}
+    ends = network.get("Containers") or {}
+    addresses = {end["IPv4Address"].partition("/")[0] for end in ends.values()}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as to:
         for address in sorted(addresses)[:1]:
             try:
@@ -194,7 +195,9 @@ class FrontDoor:
     """The public listener, asked as a visitor asks it."""
 
     def __init__(self, engine: Engine, nginx: Nginx, app: App) -> None:
-        self.app = app
+        self.host, rather = app.server_name, app.unlikely_name
+        if rather != self.host and self.host in nginx.names(apart_from=app.name):
+            self.host = rather  # the other site has that name, this one every name that is left
         self.probe: Probe = Direct()
         self.base = app.proxy.url or self._published(engine, nginx)
         if not self.base:
@@ -204,7 +207,7 @@ class FrontDoor:
 
     def get(self, path: str, timeout: float) -> Answer:
         """One visitor's request."""
-        return self.probe.get(self.base, path, self.app.server_name, timeout)
+        return self.probe.get(self.base, path, self.host, timeout)
 
     @staticmethod
     def _published(engine: Engine, nginx: Nginx) -> str:

@@ -16,6 +16,7 @@ from docker.types import IPAMConfig, IPAMPool
 from tasks.bluegreen.app import App, Proxy
 from tasks.bluegreen.containers import Engine, engine_words, words
 from tasks.bluegreen.errors import EngineHiccup, Unavailable
+from tasks.bluegreen.labels import config
 from tasks.bluegreen.nginx import MAIN, SITES, Nginx
 from tasks.bluegreen.site import render_main
 
@@ -23,6 +24,7 @@ from tasks.bluegreen.site import render_main
 POOLS = [f"10.{second}.0.0/20" for second in range(213, 229)]
 MOMENT = 1.0  # seconds in which a network that another run is creating can be seen
 STARTUP = 10.0  # seconds until a new proxy has to answer
+ROTATED = {"max-size": "20m", "max-file": "5"}  # options of json-file, which else grows for ever
 
 
 def dynamic_part(subnet: str) -> str:
@@ -50,16 +52,22 @@ def provided(engine: Engine, app: App) -> Iterator[Nginx]:
             if not _started_by_another_run(engine, proxy, named=False):
                 _create(engine, proxy, made)
         nginx = Nginx(engine, proxy)
-        if nginx.seen["HostConfig"]["NetworkMode"] == "host":
+        networks = nginx.networks()
+        if networks is None:
             _network(engine, proxy, made)
-        elif proxy.network not in nginx.seen["NetworkSettings"]["Networks"]:
+        elif proxy.network not in networks:
             _network(engine, proxy, made)
-            with engine_words(f"connect {proxy.container} to network {proxy.network}"):
-                engine.api.connect_container_to_network(nginx.id, proxy.network)
+            connect(engine, nginx, proxy.network)
             made.callback(_disconnect, engine, nginx.id, proxy.network)
             nginx = Nginx(engine, proxy)
         yield nginx
         made.pop_all()
+
+
+def connect(engine: Engine, nginx: Nginx, network: str) -> None:
+    """The proxy is on that network, too."""
+    with engine_words(f"connect {nginx.proxy.container} to network {network}"):
+        engine.api.connect_container_to_network(nginx.id, network)
 
 
 def to_create(engine: Engine, proxy: Proxy) -> bool:
@@ -68,6 +76,17 @@ def to_create(engine: Engine, proxy: Proxy) -> bool:
         return False
     seen = engine.inspect(proxy.container)
     return seen is None or _never_started(seen)
+
+
+def published(engine: Engine, proxy: Proxy) -> set[int]:
+    """The container's TCP ports that visitors reach from outside, or will once it is created."""
+    if to_create(engine, proxy):
+        return {_binding(entry)[0] for entry in proxy.publish}
+    seen = engine.inspect(proxy.container)
+    ports = (seen["NetworkSettings"]["Ports"] or {}) if seen else {}
+    return {
+        int(port.removesuffix("/tcp")) for port in ports if port.endswith("/tcp") and ports[port]
+    }
 
 
 def ranges(engine: Engine, proxy: Proxy) -> tuple[str, str]:
@@ -81,7 +100,7 @@ def ranges(engine: Engine, proxy: Proxy) -> tuple[str, str]:
     network = engine.network(proxy.network)
     if network is None:
         return POOLS[0], dynamic_part(POOLS[0])
-    for pool in network["IPAM"]["Config"] or []:
+    for pool in network["IPAM"].get("Config") or []:
         if ":" not in pool["Subnet"] and pool.get("IPRange"):
             return pool["Subnet"], pool["IPRange"]
     raise Unavailable(
@@ -137,7 +156,7 @@ def _exists(engine: Engine, network: str, within: float = 0.0) -> bool:
 
 def _never_started(seen: dict[str, Any]) -> bool:
     """A proxy of ours that was created and not started: its maker is at it, or died."""
-    ours = "nonstop.proxy" in (seen["Config"]["Labels"] or {})
+    ours = "nonstop.proxy" in (config(seen, "Labels") or {})
     return bool(ours and seen["State"]["Status"] == "created")
 
 
@@ -172,6 +191,8 @@ def _create(engine: Engine, proxy: Proxy, made: ExitStack) -> None:
     volume = f"{proxy.container}-sites"
     there = api.volumes(filters={"name": volume})["Volumes"] or []
     kept = any(v["Name"] == volume for v in there)  # of a proxy that somebody removed
+    with engine_words("describe itself"):
+        driver = str(api.info().get("LoggingDriver"))
     try:
         container = api.create_container(
             proxy.image,
@@ -186,6 +207,7 @@ def _create(engine: Engine, proxy: Proxy, made: ExitStack) -> None:
                 port_bindings=dict(ports),
                 network_mode=proxy.network,
                 restart_policy={"Name": "always"},
+                log_config=log_config(driver),
             ),
         )["Id"]
     except ImageNotFound as error:
@@ -212,6 +234,18 @@ def _create(engine: Engine, proxy: Proxy, made: ExitStack) -> None:
             f"({words(error)})."
         ) from error
     _answers(engine, proxy)
+
+
+def log_config(driver: str) -> dict[str, Any] | None:
+    """How a new proxy's log, of a line for each request, is kept from filling the disk.
+
+    Args:
+        driver: the engine's default; json-file stays one, for whoever collects such files.
+
+    Returns:
+        Driver and options as the engine calls them; None: its default.
+    """
+    return {"Type": driver, "Config": ROTATED} if driver == "json-file" else None
 
 
 def _start(engine: Engine, container: str) -> None:

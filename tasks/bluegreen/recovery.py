@@ -18,7 +18,7 @@ def plan_recovery(seen: Observed) -> Recovery:
     the live one, so that it never became live.
     """
     live = seen.release(seen.live.number) if seen.live else None
-    if live is None:
+    if live is None or (not live.running and _robbed(seen)):
         return _nobody_serves(seen)
     retired = plan_retirement(seen, live.settings.keep)
     start = _standing(live)
@@ -26,6 +26,7 @@ def plan_recovery(seen: Observed) -> Recovery:
         app=seen.app,
         live=live.number,
         site="is loaded" if seen.loaded and not seen.previewing else "put back",
+        connect=_apart(seen, live),
         start=start,
         remove=_newer(seen, live.number),
         finish=bool(start or retired.stop or retired.remove),
@@ -36,25 +37,46 @@ def plan_recovery(seen: Observed) -> Recovery:
 def _nobody_serves(seen: Observed) -> Recovery:
     named = Live.named_in(seen.site)
     green = seen.release(named.number) if named and named != seen.live else None
-    if green is not None and green.complete:  # it was healthy before its site was written
+    written = green is not None and green.complete  # it was healthy before its site was written
+    serve = green if written else _robbed(seen)
+    if serve is not None:
         return Recovery(
             app=seen.app,
-            live=green.number,
-            site="load",
-            start=_standing(green),
-            remove=_newer(seen, green.number),
+            live=serve.number,
+            site="load" if written else "restore",
+            connect=_apart(seen, serve),
+            start=_standing(serve),
+            remove=_newer(seen, serve.number),
             finish=True,
-            blue=_way_back(seen, green.number),
+            blue=_way_back(seen, serve.number),
         )
     if seen.live is not None:  # all containers of what nginx serves are gone
         number = seen.live.number
-        return Recovery(app=seen.app, live=number, finish=True, blue=_way_back(seen, number))
+        blue = _way_back(seen, number)
+        apart = _apart(seen, seen.release(blue or 0))
+        return Recovery(app=seen.app, live=number, connect=apart, finish=True, blue=blue)
     return Recovery(
         app=seen.app,
         live=None,
         site="remove" if seen.site is not None else "is loaded",
         remove=_never_served(seen),
     )
+
+
+def _robbed(seen: Observed) -> Release | None:
+    """The release that served until somebody took its site away, or put an older one's there.
+
+    It runs, and nothing that nginx serves does. That it had served is known by what was retired for
+    it: what an older site leads to, or an older release that stands still.
+    """
+    number = seen.live.number if seen.live else 0
+    newer = [r for r in seen.behind if r.number > number and r.number not in seen.others]
+    served = [r for r in newer if r.whole and not seen.died(r)]
+    newest = max(served, key=lambda release: release.number, default=None)
+    if newest is None or seen.live:
+        return newest
+    older = (r for r in seen.behind if r.number < newest.number)
+    return newest if any(r.complete and r.standing for r in older) else None
 
 
 def _never_served(seen: Observed) -> tuple[int, ...]:
@@ -65,11 +87,19 @@ def _never_served(seen: Observed) -> tuple[int, ...]:
     if len(seen.behind) != 1 or not seen.proxy_since:
         return ()
     (green,) = seen.behind
+    if not seen.died(green):
+        return ()
     first = green.number == 1 and len(seen.releases) == 1 and not seen.others
     older = bool(seen.others) and max(seen.others) < green.number
     moving = older and green is seen.releases[-1]
     newer = all(replica.created > seen.proxy_since for replica in green.replicas)
     return (green.number,) if newer and (first or moving) else ()
+
+
+def _apart(seen: Observed, release: Release | None) -> str:
+    """The release's network, when the proxy is not on it: somebody made its container anew."""
+    network = release.settings.proxy.network if release else ""
+    return "" if seen.networks is None or network in seen.networks else network
 
 
 def _standing(release: Release) -> tuple[str, ...]:
@@ -106,7 +136,7 @@ def plan_resumed(seen: Observed, recovery: Recovery, holder: str) -> Plan:
             f"{seen.app}: nginx serves release {recovery.live}, whose containers are gone, and no "
             f"other release is kept: `nonstop deploy {seen.app}`."
         )
-    app = some.settings
+    app = seen.settings(some)
     verify = app.verify.model_copy(update={"bake_time": min(app.verify.bake_time, BAKE)})
     before = None if PREVIEW in (seen.before or "") else Live.named_in(seen.before)
     known = before if before and before.number == recovery.blue else None
@@ -131,8 +161,12 @@ def recovery_lines(recovery: Recovery) -> Iterator[str]:
         yield f"put back the site of {live}, which serves: a run that died had changed it"
     if recovery.site == "load":
         yield f"load the site of {live}, which was written and not loaded"
+    if recovery.site == "restore":
+        yield f"give {live} its site again: it runs, and what nginx has instead serves nobody"
     if recovery.site == "remove":
         yield "remove a site that was written and not loaded, and whose release is gone"
+    if recovery.connect:
+        yield f"connect the proxy to network {recovery.connect}, which it is not on any more"
     if recovery.start:
         yield f"start {len(recovery.start)} replicas of {live} that stand still"
     for number in recovery.remove:

@@ -1,13 +1,20 @@
 """What runs in the proxy's container: shell scripts, whose input is in environment variables."""
 
-# Version, free disk in KiB, what the running nginx says of $APP, and the files $SITE and $BEFORE.
-# 97: no client, 98: no nginx. `--silent`: nginx took the question and gave no answer.
+# Version, free disk in KiB, who holds $LOCK or left it without a word, what the running nginx says
+# of $APP, and the files $SITE and $BEFORE. 97: no client, 98: no nginx. `--silent`: nginx took the
+# question and gave no answer.
 LOOK = r"""
 command -v nginx >/dev/null || exit 98
 nginx -v 2>&1
 ! command -v curl >/dev/null || echo --curl
 echo --disk
 df -Pk / | awk 'END { print $4 }'
+if [ -s "$LOCK" ]; then
+    word=left
+    flock -n -s 7 7< "$LOCK" || word=held
+    sed "s/^/--$word /" "$LOCK"
+fi
+[ ! -e "$LOCK.left" ] || sed 's/^/--left /' "$LOCK.left"
 for try in 1 2 3; do
     if command -v curl >/dev/null; then
         said=$(curl -s --noproxy '*' --max-time 3 -H "Host: $APP.nonstop" "http://127.0.0.1:$PORT/")
@@ -31,31 +38,109 @@ for file in "$SITE" "$BEFORE"; do
 done
 """
 
-# The configuration with $TEXT as $NAME in it, on a copy. 95: nginx rejects it, 96: it is not read.
+# Nginx's words about its configuration with $TEXT as $NAME in it; without $TEXT as it is. The copy
+# that is tried is links to what is there. Written are the site and the files that include others,
+# so that nginx comes by them to the copy's site; those beside the site lead nowhere: they are not.
+# 93: there could be no copy; prints why. 95: nginx rejects it. 96: it does not read the site.
 CHECK = r"""
-set -e
-conf=${CONF:-$(nginx -V 2>&1 | tr ' ' '\n' | sed -n 's/^--conf-path=//p')}
-copy=$(mktemp -d /dev/shm/nonstop.XXXXXX)
-trap 'rm -rf "$copy"' EXIT
-root=$(dirname "$conf")
-mirror() {
-    mkdir -p "$copy$1"
-    [ ! -d "$1" ] || cp -a "$1/." "$copy$1"
-    grep -rlF -- "$1/" "$copy" | while IFS= read -r file; do
-        sed -i "s#$1/#$copy$1/#g" "$file"
-    done
+[ -n "$TEXT" ] || { nginx -t ${CONF:+-c "$CONF"} || exit 95; exit; }
+export LC_ALL=C
+IFS='
+'
+built() { nginx -V 2>&1 | tr ' ' '\n' | sed -n "s/^--$1=//p"; }
+conf=${CONF:-$(built conf-path)}
+case "$conf" in /*) ;; *) conf=$(built prefix)/$conf ;; esac
+base=${conf%/*}  # of relative names; of a file in / that is where nginx was built to have its own
+[ -n "$base" ] || { base=$(built conf-path) && base=${base%/*}; }
+directory() {
+    [ -z "$1" ] || directory "${1%/*}"
+    if [ -d "$copy$1" ] && [ ! -L "$copy$1" ]; then return; fi
+    [ ! -L "$copy$1" ] || rm "$copy$1"
+    mkdir "$copy$1"
+    links "$copy$1/" "$1"/*
+    links "$copy$1/" "$1"/.[!.]*
 }
-mirror "$root"
-case "$DIRECTORY/" in "$root"/*) ;; *) mirror "$DIRECTORY" ;; esac
-mkdir -p "$copy$DIRECTORY"
-if [ -n "$TEXT" ]; then printf '%s' "$TEXT" > "$copy$DIRECTORY/$NAME"; fi
-code=0
-nginx -T -c "$copy$conf" > "$copy/dump" 2> "$copy/words" || code=95
-sed "s#$copy##g" "$copy/words"
-if [ $code = 0 ] && [ -n "$TEXT" ]; then
-    grep -qF "# configuration file $copy$DIRECTORY/$NAME:" "$copy/dump" || code=96
-fi
-exit $code
+links() {
+    into=$1
+    shift  # what is left is a pattern where it matches nothing
+    if [ -e "$1" ] || [ -L "$1" ]; then ln -s "$@" "$into"; fi
+}
+rewritten() {
+    awk -v copy="$copy" -v base="$base/" '
+        FNR == 1 { close(own); own = copy FILENAME }
+        /include[ \t]*$/ { before = before $0 "\n"; next }
+        {
+            line = before $0
+            before = ""
+            while (match(line, /(^|[ \t\n;{}])include[ \t\n]+["\047]?[^ \t\n;"\047]+/)) {
+                head = substr(line, 1, RSTART + RLENGTH - 1)
+                line = substr(line, RSTART + RLENGTH)
+                match(head, /[^ \t\n"\047]+$/)
+                path = substr(head, RSTART)
+                full = path ~ /^\//
+                printf "%s%s", substr(head, 1, RSTART - 1), (full ? copy : "") path > own
+                if (!told[path]++) print (full ? "" : base) path
+            }
+            print line > own
+        }' "$@"
+}
+copied() {
+    directory "$base"
+    next=$conf
+    while [ -n "$next" ]; do
+        own=$(grep -lF include $next) || [ $? = 1 ]
+        [ -n "$own" ] || break
+        set -f
+        rm -f $(printf "$copy%s\n" $own)
+        patterns=$(rewritten $own)
+        set -- $patterns
+        set +f
+        next=
+        for pattern; do
+            if [ "${pattern%/*}" = "$DIRECTORY" ]; then
+                case "$NAME" in ${pattern##*/}) continue ;; esac
+            fi
+            for path in $pattern; do
+                case "$path" in */../*) continue ;; esac
+                if [ ! -e "$path" ] || [ -d "$path" ]; then continue; fi
+                directory "${path%/*}"
+                [ ! -L "$copy$path" ] || next="$next$IFS$path"
+            done
+        done
+    done
+    [ "$conf" = "$base/${conf##*/}" ] || mv -f "$copy$conf" "$copy$base"
+    directory "$DIRECTORY"
+    rm -f "$copy$DIRECTORY/$NAME"
+    printf '%s\n# %s\n' "$TEXT" "$copy" | cat > "$copy$DIRECTORY/$NAME"
+}
+code=1
+trap 'rm -rf "$made"' EXIT
+for place in /dev/shm /tmp /var/tmp; do
+    made=$(mktemp -d "$place/nonstop.XXXXXX") || continue
+    copy=$made/root
+    (set -e; copied)
+    code=$?
+    [ $code != 0 ] || break
+    rm -rf "$made"
+done
+[ $code = 0 ] || exit 93
+said=$({
+    { nginx -T -c "$copy$base/${conf##*/}" 2>&3 || echo --rejected; } |
+        grep -xF -e "# $copy" -e --rejected
+} 3>&1)
+printf '%s\n' "$said" | sed -e "s#$copy$base/${conf##*/}#$conf#g" -e "s#$copy##g"
+case "$said" in
+    *--rejected*) exit 95 ;;
+    *"# $copy"*) ;;
+    *) exit 96 ;;
+esac
+"""
+
+# Whether whoever runs it can put a file into $DIRECTORY, where one is for a moment; prints why not.
+WRITABLE = r"""
+export LC_ALL=C
+file=$DIRECTORY/.nonstop.$$
+touch "$file" && rm -f "$file"
 """
 
 # $TEXT becomes $SITE at once, or the site goes; what it was is $BEFORE. Prints what nginx would
@@ -92,24 +177,50 @@ timeout 60 cat >/dev/null
 """
 
 # Holds the lock while something comes on standard input: prints `held`, or who has it. That it is
-# open would not be enough: it stays so when an engine with live-restore was restarted.
+# open would not be enough: it stays so when an engine with live-restore was restarted. Who ends
+# well says `q`; who does not stays named until somebody does. A second try, as to look takes the
+# lock for a moment.
 LOCK = """
 command -v flock >/dev/null || { echo "no flock"; exit 0; }
 exec 9>>"$LOCK"
-flock -n 9 || { cat "$LOCK"; exit 0; }
+flock -n 9 || { sleep 0.1; flock -n 9; } || { cat "$LOCK"; exit 0; }
+[ ! -s "$LOCK" ] || cat "$LOCK" >> "$LOCK.left"
 echo "$HOLDER" > "$LOCK"
 echo held
-while [ -n "$(timeout 30 head -c 1)" ]; do :; done
+while said=$(timeout 30 head -c 1) && [ -n "$said" ]; do
+    [ "$said" != q ] || { rm -f "$LOCK.left"; : > "$LOCK"; exit 0; }
+done
 """
 
-# User ids of the workers that stopped accepting, one a line; with $FILES: what they have open.
+# User ids of the workers that stopped accepting and the times they started (Unix, seconds), one a
+# line; with $FILES: what they have open. In /proc times are hundredths of a second since the boot.
 LEAVING = """
+read -r up _ < /proc/uptime
+boot=$(($(date +%s) - ${up%.*}))
 for process in /proc/[0-9]*; do
     case "$(tr '\\0' ' ' 2>/dev/null < $process/cmdline)" in
         "nginx: worker process is shutting down"*)
-            if [ -n "$FILES" ]; then ls -l $process/fd; else stat -c %u $process; fi 2>&1 ;;
+            if [ -n "$FILES" ]; then ls -l $process/fd 2>&1; continue; fi
+            user=$(stat -c %u $process) && set -- $(cat $process/stat) || continue
+            echo "$user $((boot + ${22} / 100))" ;;
     esac
 done
+"""
+
+# The container's own nginx reads its configuration; prints the time before, as nginx logs it.
+# 1: no master took the signal.
+HUP = """
+date '+%Y/%m/%d %H:%M:%S'
+code=1
+for process in /proc/[0-9]*; do
+    case "$(tr '\\0' ' ' 2>/dev/null < $process/cmdline)" in
+        "nginx: master process"*)
+            # with the host's processes in sight there may be other containers'
+            [ "$(cat $process/cgroup)" != "$(cat /proc/self/cgroup)" ] && continue
+            kill -HUP "${process#/proc/}" && code=0 ;;
+    esac
+done
+exit $code
 """
 
 # The sites and locks of apps.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 SIZES = {"b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
@@ -59,6 +61,23 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+class Quoted:
+    """The schema has a number in quotes, too, as Compose writes it and `{{ $NAME }}` makes it."""
+
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """As a choice, whose limits stand beside it and are told in the server's words."""
+        schema = handler(core)
+        number, *others = schema.pop("anyOf", None) or [{"type": schema.pop("type")}]
+        quoted = {"type": "string", "pattern": r"^-?\d+$"}
+        if number["type"] == "number":
+            quoted["pattern"] = r"^\d*\.?\d+$"
+        return {"anyOf": [number, quoted, *others]} | schema
+
+
+Whole = Annotated[int, Quoted()]
+Decimal = Annotated[float, Quoted()]
 Seconds = Annotated[float, BeforeValidator(seconds, json_schema_input_type=float | str)]
 Bytes = Annotated[int, BeforeValidator(size, json_schema_input_type=int | str)]
 Pairs = Annotated[
@@ -74,4 +93,4 @@ Several = Annotated[Texts, BeforeValidator(several, json_schema_input_type=Texts
 class Frozen(BaseModel):
     """A value: never changed, and strict about fields that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # JSON has neither

@@ -16,6 +16,7 @@ Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 LONGEST = timedelta(days=15)  # a week, and one more where the clock leaps over a window
 MINUTE = timedelta(minutes=1)
+DAY = timedelta(days=1)
 
 
 def _clock(value: Any) -> Any:
@@ -26,7 +27,8 @@ def _clock(value: Any) -> Any:
 
 
 TIME = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
-Clock = Annotated[TIME, BeforeValidator(_clock, json_schema_input_type=TIME)]
+MINUTES = Annotated[int, Field(ge=0, lt=24 * 60, title="minutes since midnight")]
+Clock = Annotated[TIME, BeforeValidator(_clock, json_schema_input_type=TIME | MINUTES)]
 
 
 class Window(Frozen):
@@ -35,11 +37,14 @@ class Window(Frozen):
     days: tuple[Day, ...] = Field(
         default=DAYS, min_length=1, description="Days of the week on which it opens."
     )
-    opens: Clock = Field(default="00:00", description="Time of day, hours and minutes, like 09:00.")
+    opens: Clock = Field(
+        default="00:00",
+        description="Time of day, hours and minutes, like 09:00; a number: minutes since midnight.",
+    )
     closes: Clock = Field(
         default="00:00",
-        description="Time of day, hours and minutes, like 17:30; not later than `opens`: on the "
-        "next day.",
+        description="Time of day, hours and minutes, like 17:30; a number: minutes since "
+        "midnight; not later than `opens`: on the next day.",
     )
     time_zone: str = Field(
         default="UTC",
@@ -71,12 +76,28 @@ def next_opening(windows: Sequence[Window], at: datetime) -> datetime:
 
     Minute by minute, so that every leap of the clocks is taken as it comes.
     """
-    at = at.astimezone(UTC)
+    at = _utc(at)
     if is_open(windows, at):
         return at
     minute, last = at.replace(second=0, microsecond=0) + MINUTE, at + LONGEST
     while minute < last and not is_open(windows, minute):
         minute += MINUTE
+    return minute
+
+
+def next_closing(windows: Sequence[Window], at: datetime) -> datetime | None:
+    """The first full minute after `at` in which no window is open, in UTC; None: not within a day.
+
+    No run is at work for so long.
+    """
+    if not windows:
+        return None
+    at = _utc(at)
+    minute = at.replace(second=0, microsecond=0) + MINUTE
+    while is_open(windows, minute):
+        minute += MINUTE
+        if minute > at + DAY:
+            return None
     return minute
 
 
@@ -89,6 +110,11 @@ def _within(window: Window, at: datetime) -> bool:
     return (today in window.days and clock >= window.opens) or (
         yesterday in window.days and clock < window.closes
     )
+
+
+def _utc(at: datetime) -> datetime:
+    """The same moment, of Python's own type: sums of Prefect's lose the time zone."""
+    return datetime.fromtimestamp(at.timestamp(), UTC)
 
 
 @cache

@@ -57,9 +57,9 @@ class Command:
 
 
 @contextmanager
-def deploying(command: Command) -> Iterator[Process]:
-    """A deploy that has cut over and is being watched."""
-    command.describe(verify={"bake_time": 60})
+def deploying(command: Command, bake: float = 60) -> Iterator[Process]:
+    """A deploy that has cut over and is being watched, for `bake` seconds."""
+    command.describe(verify={"bake_time": bake})
     process = command.start("deploy", command.shop.name)
     try:
         deadline = time.monotonic() + 60

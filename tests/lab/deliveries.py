@@ -25,10 +25,16 @@ class Pushed:
     tag: str = "1.5"
     digest: str = DIGEST
     at: float = field(default_factory=time.time)
+    took: float = 0
+    """Seconds of the work that ended then."""
 
     @property
     def iso(self) -> str:
         return datetime.fromtimestamp(self.at, UTC).isoformat().replace("+00:00", "Z")
+
+    @property
+    def began(self) -> Pushed:
+        return replace(self, at=self.at - self.took)
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,9 @@ GITHUB: dict[str, Callable[[Pushed], dict[str, Any]]] = {
             "event": "push",
             "status": "completed",
             "conclusion": "success",
-            "created_at": p.iso,
-            "run_started_at": p.iso,
+            "created_at": p.began.iso,
+            "run_started_at": p.began.iso,
+            "updated_at": p.iso,
             "head_repository": {"full_name": p.path, "fork": False},
         },
         "workflow": {"id": 3028141, "path": ".github/workflows/build.yml"},
@@ -126,7 +133,10 @@ GITHUB: dict[str, Callable[[Pushed], dict[str, Any]]] = {
 
 def gitlab(pushed: Pushed, secret: str, kind: str = "pipeline", **changes: Any) -> Signed:
     """A pipeline of a tag that succeeded, or a release; signed if the secret is for that."""
-    moment = datetime.fromtimestamp(pushed.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    began, moment = (
+        datetime.fromtimestamp(one.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        for one in (pushed.began, pushed)
+    )
     project = {
         "id": 1,
         "name": "Gitlab Test",
@@ -142,7 +152,7 @@ def gitlab(pushed: Pushed, secret: str, kind: str = "pipeline", **changes: Any) 
         "sha": "bcbb5ec396a2c0f828686f14fac9b80b780504f2",
         "source": "push",
         "status": "success",
-        "created_at": moment,
+        "created_at": began,
         "finished_at": moment,
         "duration": 63,
     }

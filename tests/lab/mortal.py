@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import docker
-import httpx
 from prefect import Task
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL
 
 import flows.deploy
 import flows.recover
 import flows.way_back
+from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.scripts import INSTALL
+from tests.lab.served import cancel
 
 MODULES = (flows.deploy, flows.way_back, flows.recover)
 STEPS: dict[str, Task[..., Any]] = {
@@ -42,7 +42,6 @@ EFFECTS = (  # calls that change something in the engine or in the proxy
     "put_archive",
     "start",
     "stop",
-    "kill",
     "remove_container",
     "update_container",
     "exec_start",
@@ -79,8 +78,7 @@ class Mortal:
             for _ in range(int(HANG)):  # within a flow's time-out a task's interrupts no call
                 time.sleep(1)
         elif way == "cancel":
-            url = f"{PREFECT_API_URL.value()}/flow_runs/{flow_run.id}/set_state"
-            httpx.post(url, json={"state": {"type": "CANCELLING"}}, timeout=30).raise_for_status()
+            cancel(str(flow_run.id))
             time.sleep(HANG)
         elif way == "server killed":
             os.killpg(int(str(target)), signal.SIGKILL)
@@ -155,6 +153,8 @@ class Mortal:
         for name in EFFECTS:
             setattr(api, name, self.counted(name, getattr(api, name)))
         api.exec_create = self.noticed(api.exec_create)
+        proxy: Any = Nginx
+        proxy.hup = self.counted("hup", proxy.hup)
 
 
 if os.environ.get("MORTAL"):

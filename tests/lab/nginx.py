@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import time
+from typing import Any
 
 import httpx
 
@@ -35,21 +36,34 @@ class OwnNginx:
     Args:
         shop: whose proxy it becomes; its App names the container and creates none.
         main: text of nginx.conf.
-        other: text of the other site's file.
+        other: text of the other site's file; empty: there is none.
+        log: driver and options, as the engine calls them; None: the engine's own.
+        host: what else its host configuration has.
+        container: what else the container is created with.
     """
 
-    def __init__(self, shop: Shop, main: str = MAIN, other: str = OTHER) -> None:
+    def __init__(
+        self,
+        shop: Shop,
+        main: str = MAIN,
+        other: str = OTHER,
+        log: dict[str, Any] | None = None,
+        host: dict[str, Any] | None = None,
+        **container: Any,
+    ) -> None:
         self.shop = shop
         api = shop.api
         api.create_container(
             PROXY,
             name=shop.proxy,
-            command=["nginx", "-g", "daemon off;"],
             ports=[80],
             labels={"nonstop.lab.shop": shop.name},
-            host_config=api.create_host_config(port_bindings={80: ("127.0.0.1", shop.port)}),
+            host_config=api.create_host_config(
+                port_bindings={80: ("127.0.0.1", shop.port)}, log_config=log, **(host or {})
+            ),
+            **({"command": ["nginx", "-g", "daemon off;"]} | container),
         )
-        self.write({"nginx.conf": main, "conf.d/other.conf": other})
+        self.write({"nginx.conf": main} | ({"conf.d/other.conf": other} if other else {}))
         api.start(shop.proxy)
         shop.description["hosts"] = ["shop.example.com"]
         shop.description["proxy"] = {

@@ -133,7 +133,10 @@ class Shop:
 
     def sites(self) -> str:
         """Every file of the sites directory that nginx reads, as names and contents."""
-        return self.exec("cd /etc/nginx/nonstop/sites && grep . *.conf | sort")
+        command, heard = "cd /etc/nginx/nonstop/sites && grep . *.conf | sort", ""
+        while not heard.endswith("--all"):  # under load the engine may lose what an exec printed
+            heard = self.exec(f"{command}; echo --all").rstrip()
+        return heard.removesuffix("--all")
 
     def close(self) -> None:
         """Nothing of the shop is left but the network that it shares with others."""

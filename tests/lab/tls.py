@@ -75,13 +75,13 @@ def _connect(client: socket.socket, context: ssl.SSLContext) -> None:
         socket.socket(socket.AF_UNIX) as far,
     ):
         far.connect(ENGINE)
-        back = threading.Thread(target=_pump, args=(far, near), daemon=True)
+        back = threading.Thread(target=pump, args=(far, near), daemon=True)
         back.start()
-        _pump(near, far)
+        pump(near, far)
         back.join()
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def pump(source: socket.socket, sink: socket.socket) -> None:
     with suppress(OSError):  # either end may go first
         while data := source.recv(65536):
             sink.sendall(data)

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from uuid import UUID
 
 import httpx
 import uvicorn
@@ -78,10 +79,33 @@ class Receiver:
 
 
 class Waiting:
-    """An app that is deployed by pushes; nobody runs its runs, unless a worker of `pool` does."""
+    """An app that is deployed by pushes; nobody runs its runs, unless a worker of `pool` does.
+
+    Args:
+        registry: where its image is.
+        tags: of the pushes that it waits for; None: of none.
+        pool: whose worker runs it.
+        schema: whether the server looks at parameters, as it does for what `nonstop up` registers.
+        app: fields of the app; None: without that one.
+    """
+
+    made: ClassVar[list[UUID]] = []
+
+    @classmethod
+    def remove_all(cls) -> None:
+        """No run waits: hundreds that are late keep the server's SQLite busy for other tests."""
+        while cls.made:
+            with get_client(sync_client=True) as client:
+                client.delete_deployment(cls.made.pop())
 
     def __init__(
-        self, registry: str = "", tags: str | None = "*", pool: str | None = None, **app: Any
+        self,
+        registry: str = "",
+        tags: str | None = "*",
+        pool: str | None = None,
+        *,
+        schema: bool = False,
+        **app: Any,
     ) -> None:
         number = next(NUMBERS)
         self.name = f"waits-{os.getpid()}-{number}"
@@ -92,22 +116,25 @@ class Waiting:
             "image": f"{self.image}:1.0",
             "port": 80,
         } | app
-        if tags is not None:
-            described["deploy_on_push"] = tags
+        described["deploy_on_push"] = tags
         with get_client(sync_client=True) as client:
             self.deployment = client.create_deployment(
                 client.create_flow(deploy),
                 self.name,
                 entrypoint=ENTRYPOINT,
-                parameters={"app": described},
+                parameters={"app": {k: v for k, v in described.items() if v is not None}},
+                parameter_openapi_schema=deploy.parameters.model_dump() if schema else None,
+                enforce_parameter_schema=schema,
                 work_pool_name=pool,
                 pull_steps=[IN_ROOT],
             )
+        self.made.append(self.deployment)
 
     def runs(self) -> list[FlowRun]:
         """Those that pushes asked for, oldest push first."""
         with get_client(sync_client=True) as client:
-            found = client.read_flow_runs(flow_run_filter=pushed(self.deployment))
+            those = pushed(self.deployment).model_copy(update={"state": None})
+            found = client.read_flow_runs(flow_run_filter=those)
         return sorted(found, key=age)
 
     def states(self) -> dict[str, str]:
