@@ -280,6 +280,7 @@ class Nginx:
         command = ["sh", "-c", INSTALL]
         with self.engine.session(self.id, command, environment=values, user="0") as session:
             with engine_words(f"write {site} in {self.proxy.container}"):
+                session.say("go\n")  # who was interrupted before it must not write later
                 said, held, _ = session.hear(INSTALLED, until="\n--held\n").partition("\n--held\n")
                 code = None if held else session.code
             if code == 94:

@@ -9,6 +9,7 @@ import re
 import socket
 import ssl
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import httpx
@@ -198,6 +199,7 @@ class FrontDoor:
         self.host, rather = app.server_name, app.unlikely_name
         if rather != self.host and self.host in nginx.names(apart_from=app.name):
             self.host = rather  # the other site has that name, this one every name that is left
+        self._apart = ThreadPoolExecutor(1)
         self.probe: Probe = Direct()
         self.base = app.proxy.url or self._published(engine, nginx)
         if not self.base:
@@ -206,8 +208,11 @@ class FrontDoor:
             self.base = f"http://{direct or '127.0.0.1'}:{app.proxy.listen}"
 
     def get(self, path: str, timeout: float) -> Answer:
-        """One visitor's request."""
-        return self.probe.get(self.base, path, self.host, timeout)
+        """One visitor's request.
+
+        In a thread of its own: an event loop may swallow what a signal's handler raises in it.
+        """
+        return self._apart.submit(self.probe.get, self.base, path, self.host, timeout).result()
 
     @staticmethod
     def _published(engine: Engine, nginx: Nginx) -> str:

@@ -143,19 +143,23 @@ file=$DIRECTORY/.nonstop.$$
 touch "$file" && rm -f "$file"
 """
 
-# $TEXT becomes $SITE at once, or the site goes; what it was is $BEFORE. Prints what nginx would
-# read and `--held`: no other site changes until standard input is closed. 92: another one is
-# changing all the while. 94: the lock is neither $HOLDER's nor, where that may be, free; prints
-# whose it is.
+# When it is told to, $TEXT becomes $SITE at once, or the site goes; what it was is $BEFORE. Prints
+# what nginx would read and `--held`: no other site changes until standard input is closed. A change
+# of $HOLDER's own that a signal cut short makes way. 92: another one is changing all the while. 94:
+# the lock is neither $HOLDER's nor, where that may be, free; prints whose it is.
 INSTALL = r"""
 set -e
+read -r go || exit
 exec 8>>"$PROXY_LOCK"
 tries=0
 until flock -n 8; do
+    read -r process holder < "$PROXY_LOCK" || holder=
+    [ "$holder" != "$HOLDER" ] || kill "$process" || true
     tries=$((tries + 1))
     [ $tries -lt 600 ] || exit 92
     sleep 0.1
 done
+echo "$$ $HOLDER" > "$PROXY_LOCK"
 owner=free
 flock -n "$LOCK" true || owner=$(cat "$LOCK")
 [ "$owner" = "$HOLDER" ] || [ "$owner" = "$OR" ] || { echo "$owner"; exit 94; }
@@ -173,7 +177,7 @@ else
     rm -f "$SITE"
 fi
 printf '\n--held\n'
-timeout 60 cat >/dev/null
+timeout 60 cat >/dev/null 8>&-
 """
 
 # Holds the lock while something comes on standard input: prints `held`, or who has it. That it is

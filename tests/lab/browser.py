@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, TimeoutError, expect, sync_playwright
+from playwright.sync_api import Locator, Page, Response, TimeoutError, expect, sync_playwright
 
 from tests.lab.engine import apt_install
 from tests.lab.needs import cannot_run
@@ -63,6 +63,11 @@ class Ui:
         self.trouble: list[str] = []
         page.on("pageerror", lambda error: self.trouble.append(str(error)))
         page.on("requestfailed", lambda request: self.trouble.append(request.url))
+        page.on("response", self._answered)
+
+    def _answered(self, answer: Response) -> None:
+        if answer.status >= 400:
+            self.trouble.append(f"{answer.status} {answer.url}")
 
     def open(self, path: str) -> None:
         """Another page of the UI, from the start; one that stays empty is asked for again."""
@@ -128,7 +133,11 @@ class Ui:
 
     def submit(self) -> str:
         """A run of the form that is open, whose page is open then; its id."""
-        self.click("Submit")
+        while True:
+            with self.page.expect_response("**/create_flow_run") as answer:
+                self.click("Submit")
+            if answer.value.status != 503:  # two wrote to SQLite at once: people press it again
+                break
         self.click("View run")
         self.page.wait_for_url("**/flow-run/*")
         return self.page.url.rpartition("/")[2].partition("?")[0]
