@@ -202,8 +202,8 @@ def test_without_a_server_the_history_is_there_when_one_is_started(
             assert server.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.3)
-        runs = httpx.post(f"{url}/flow_runs/filter", json={}).raise_for_status().json()
-        steps = httpx.post(f"{url}/task_runs/filter", json={}).raise_for_status().json()
+        runs = history.request("POST", f"{url}/flow_runs/filter", {}).json()
+        steps = history.request("POST", f"{url}/task_runs/filter", {}).json()
     finally:
         server.terminate()
         server.wait(60)

@@ -177,12 +177,12 @@ def test_a_site_is_changed_only_while_no_other_site_of_the_proxy_is(shop: Shop) 
         def change() -> None:
             with (
                 Engine() as another,
-                Nginx(another, nginx.proxy).installed(shop.name, look.site, "", unlocked=True),
+                Nginx(another, nginx.proxy).installed(shop.name, look.site, "b", unlocked=True),
             ):
                 entered.append(time.monotonic())
 
         thread = threading.Thread(target=change)
-        with nginx.installed(shop.name, look.site, "", unlocked=True):
+        with nginx.installed(shop.name, look.site, "a", unlocked=True):
             thread.start()
             time.sleep(2)
             left = time.monotonic()

@@ -9,11 +9,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from prefect.deployments.runner import RunnerDeployment
-from prefect.settings import PREFECT_API_URL
 
 from flows import running
 from flows.inventory import deployments, load
@@ -76,7 +74,7 @@ def registered(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
             {key: one[key] for key in SAME}
             | {"schedules": sorted(schedules, key=str), "limit": limit}
         )
-        httpx.delete(f"{PREFECT_API_URL.value()}/deployments/{one['id']}", timeout=30)
+        history.ask("DELETE", f"/deployments/{one['id']}")
     return found
 
 
@@ -106,7 +104,7 @@ def test_what_is_taken_out_of_an_entry_is_gone(prefect: None, folder: Path) -> N
 def test_what_somebody_paused_stays_so_unless_the_inventory_says_otherwise(
     prefect: None, tmp_path: Path
 ) -> None:
-    file, url = tmp_path / "prefect.yaml", f"{PREFECT_API_URL.value()}/deployments"
+    file = tmp_path / "prefect.yaml"
 
     def register(**changes: Any) -> dict[str, Any]:
         file.write_text(yaml.safe_dump({"deployments": [RICH | changes]}))
@@ -120,10 +118,10 @@ def test_what_somebody_paused_stays_so_unless_the_inventory_says_otherwise(
 
     there = register()
     before = active(there)
-    httpx.post(f"{url}/{there['id']}/pause_deployment", timeout=30).raise_for_status()
+    history.ask("POST", f"/deployments/{there['id']}/pause_deployment")
     for one in there["schedules"]:
-        path = f"{url}/{there['id']}/schedules/{one['id']}"
-        httpx.patch(path, json={"active": False}, timeout=30).raise_for_status()
+        path = f"/deployments/{there['id']}/schedules/{one['id']}"
+        history.ask("PATCH", path, {"active": False})
     for _ in range(2):
         there = register()
         assert (there["paused"], active(there)) == (True, [False] * 3)
@@ -211,12 +209,11 @@ def test_every_spelling_that_a_deploy_takes_the_server_takes(
     (one,) = served(file)
     for _ in range(2):  # made, and changed
         one.apply()
-    url = f"{PREFECT_API_URL.value()}/deployments"
     there = deployment("deploy", "spelled")
     assert there["parameters"] == entry["parameters"]
     asked = {"parameters": {"image": "shop:2"}, "state": {"type": "PAUSED"}}
     history.ask("POST", f"/deployments/{there['id']}/create_flow_run", asked, code=201)
-    httpx.delete(f"{url}/{there['id']}", timeout=30)
+    history.ask("DELETE", f"/deployments/{there['id']}")
     prefect_command(tmp_path, "work-pool", "create", "nonstop", "--type", "process", "--overwrite")
     prefect_command(tmp_path, "deploy", "--all", "--pool", "nonstop")
     assert registered([entry])[0]["parameters"] == entry["parameters"]
@@ -281,7 +278,7 @@ def schedules(file: Path, *wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_a_schedule_that_left_the_inventory_fires_no_more(prefect: None, tmp_path: Path) -> None:
-    file, url = tmp_path / "prefect.yaml", f"{PREFECT_API_URL.value()}/deployments"
+    file = tmp_path / "prefect.yaml"
     one = {"cron": "0 1 * * *", "slug": "one"}
     two = {"cron": "0 2 * * *", "slug": "two"}
     three = {"cron": "0 3 * * *", "slug": "three"}
@@ -289,8 +286,8 @@ def test_a_schedule_that_left_the_inventory_fires_no_more(prefect: None, tmp_pat
     assert set(schedules(file, one, two | {"parameters": {"to": 3}})) == {"one", "two"}
     there = deployment("rollback", "rich")
     kept = {each["slug"]: each["id"] for each in there["schedules"]}
-    path = f"{url}/{there['id']}/schedules/{kept['two']}"
-    httpx.patch(path, json={"active": False}, timeout=30).raise_for_status()
+    path = f"/deployments/{there['id']}/schedules/{kept['two']}"
+    history.ask("PATCH", path, {"active": False})
     found = schedules(file, two, three)
     assert set(found) == {"two", "three"}
     assert (found["two"]["id"], found["two"]["active"]) == (kept["two"], False)

@@ -11,14 +11,19 @@ from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL
 
 
-def ask(method: str, path: str, body: Any = None, code: int | None = None) -> Any:
-    """The server's answer; it must be a success, or have this status. A busy one is asked again."""
-    url = f"{PREFECT_API_URL.value()}{path}"
+def request(method: str, url: str, body: Any = None) -> httpx.Response:
+    """A server's answer; one whose SQLite is busy (503) is asked again, as Prefect's clients do."""
     for _ in range(20):
         answer = httpx.request(method, url, json=body, timeout=60, trust_env=False)
         if answer.status_code != 503:
             break
         time.sleep(0.5)
+    return answer
+
+
+def ask(method: str, path: str, body: Any = None, code: int | None = None) -> Any:
+    """What the tests' server answers; it must be a success, or have this status."""
+    answer = request(method, f"{PREFECT_API_URL.value()}{path}", body)
     if code is None:
         answer.raise_for_status()
     else:

@@ -16,6 +16,7 @@ import yaml
 
 from flows.inventory import ENTRYPOINT
 from flows.names import ENDS
+from tests.lab import history
 from tests.lab.command import BIN
 from tests.lab.shop import Shop, free_port
 
@@ -110,10 +111,6 @@ class Host:
                 return holds()
             except httpx.TransportError:
                 return False  # the server is being started again
-            except httpx.HTTPStatusError as error:
-                if error.response.status_code != 503:  # SQLite takes one at a time
-                    raise
-                return False
 
         deadline = time.monotonic() + limit
         while not answered():
@@ -123,23 +120,17 @@ class Host:
 
     def ask(self, flow: str, name: str = "", at: float | None = None, **parameters: Any) -> str:
         """A run of that deployment, as the UI asks for one, at that Unix time or now; its id."""
-        url = f"{self.url}/deployments"
-        found = httpx.get(f"{url}/name/{flow}/{name or self.shop.name}", timeout=30)
+        found = self.get(f"deployments/name/{flow}/{name or self.shop.name}")
         state: dict[str, Any] = {"type": "SCHEDULED"}
         if at is not None:
             when = datetime.fromtimestamp(at, UTC).isoformat()
             state["state_details"] = {"scheduled_time": when}
         body = {"parameters": parameters, "state": state}
-        url = f"{url}/{found.raise_for_status().json()['id']}/create_flow_run"
-        # 503: two wrote to SQLite at once; every client of Prefect's tries again then
-        while (made := httpx.post(url, json=body, timeout=30)).status_code == 503:
-            time.sleep(0.2)
-        return str(made.raise_for_status().json()["id"])
+        return str(self.post(f"deployments/{found['id']}/create_flow_run", body)["id"])
 
     def cancel(self, run: str) -> None:
         """As the button in the UI does."""
-        url = f"{self.url}/flow_runs/{run}/set_state"
-        httpx.post(url, json={"state": {"type": "CANCELLING"}}, timeout=30).raise_for_status()
+        self.post(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
 
     def state(self, run: str) -> str:
         """The name of a run's state."""
@@ -152,12 +143,15 @@ class Host:
 
     def get(self, path: str) -> Any:
         """What the API answers."""
-        return httpx.get(f"{self.url}/{path}", timeout=30).raise_for_status().json()
+        return history.request("GET", f"{self.url}/{path}").raise_for_status().json()
+
+    def post(self, path: str, body: Any) -> Any:
+        """What the API answers to this."""
+        return history.request("POST", f"{self.url}/{path}", body).raise_for_status().json()
 
     def find(self, path: str, **body: Any) -> Any:
         """What the API answers to a filter."""
-        url = f"{self.url}/{path}/filter"
-        return httpx.post(url, json=body, timeout=30).raise_for_status().json()
+        return self.post(f"{path}/filter", body)
 
     def children(self, pid: int | None = None) -> dict[int, str]:
         """Process ids and commands of everything below a process, without the dead."""
