@@ -116,7 +116,7 @@ class Host:
         while not answered():
             assert self.process.poll() is None, self.said()
             assert time.monotonic() < deadline, f"not within {limit:g} s: {what}\n{self.said()}"
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     def ask(self, flow: str, name: str = "", at: float | None = None, **parameters: Any) -> str:
         """A run of that deployment, as the UI asks for one, at that Unix time or now; its id."""

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 from prefect.settings import PREFECT_API_URL
 
 from tests.lab import history
@@ -72,7 +71,7 @@ class Served:
     def _id(self, flow: str) -> str:
         url = f"{PREFECT_API_URL.value()}/deployments/name/{flow}/{self.name}"
         deadline = time.monotonic() + PATIENCE
-        while not (answer := httpx.get(url, timeout=30, trust_env=False)).is_success:
+        while not (answer := history.request("GET", url)).is_success:
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.3)

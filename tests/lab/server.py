@@ -20,6 +20,7 @@ from prefect.settings import (
 from prefect.testing.utilities import prefect_test_harness
 
 from tests.lab.engine import tell
+from tests.lab.plain import PLAIN
 
 HOME = Path(__file__).parents[2] / ".demo"
 PID = HOME / "server.pid"
@@ -111,6 +112,6 @@ def stop_server() -> None:
 
 def _answers(address: str) -> bool:
     try:
-        return httpx.get(f"{address}/api/health", timeout=5).is_success
+        return httpx.get(f"{address}/api/health", timeout=5, verify=PLAIN).is_success
     except httpx.HTTPError:
         return False

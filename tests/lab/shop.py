@@ -14,6 +14,7 @@ from flows.deploy import deploy, rollback
 from tasks.bluegreen.app import App, parse
 from tasks.bluegreen.model import Report
 from tests.lab.images import PROXY
+from tests.lab.plain import PLAIN
 from tests.lab.visitors import KINDS, Visitors
 
 NUMBERS = itertools.count(1)
@@ -94,7 +95,9 @@ class Shop:
     def get(self, path: str = "/", **headers: str) -> httpx.Response:
         """One visitor's answer on a fresh connection."""
         headers = {"Host": self.host} | headers
-        return httpx.get(self.url + path, headers=headers, timeout=10, trust_env=False)
+        return httpx.get(
+            self.url + path, headers=headers, timeout=10, trust_env=False, verify=PLAIN
+        )
 
     def releases(self) -> set[str]:
         """What replicas call themselves, over enough answers to meet each of them."""
