@@ -324,6 +324,9 @@ def _prefect() -> Iterator[None]:
             ) from error
         yield
         return
+    from flows.embedded import Embedded  # it brings the server's own modules along
+
+    Embedded()
     ERR.print("starting Prefect's embedded server", style="dim")
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield  # nobody watches for heartbeats here, and their thread takes 1 s to end

@@ -17,7 +17,8 @@ class Interrupts:
     """Within, the first SIGTERM, SIGINT or SIGHUP ends what runs; a second would cut the way back.
 
     `ignored` makes them wait from now on, whether one came or not. What a handler raises while
-    Python clears objects up is dropped by Python: then the signal comes once more.
+    Python clears objects up is dropped by Python: then the signal comes once more. So it does where
+    something would be left behind that others wait for: a lock that was just taken, a thread.
     """
 
     def __init__(self) -> None:
@@ -25,14 +26,15 @@ class Interrupts:
         self._before: dict[int, Any] = {}
         self._ours = self._handle  # one object, which Prefect looks for
         self._number = 0
-        self._raised: BaseException | None = None
+        self.raised: BaseException | None = None  # what the first one has raised
         self._hook = sys.unraisablehook
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-                    self._before[number] = signal.signal(number, self._ours)
+                if (before := signal.getsignal(number)) != signal.SIG_IGN:  # as nohup has it
+                    self._before[number] = before
+                    signal.signal(number, self._ours)
             sys.unraisablehook = self._dropped
             # A cancelled run is Cancelled at once, and not Crashed first, only if Prefect finds
             # the handler that it knows when the runner tells of the cancellation.
@@ -42,7 +44,7 @@ class Interrupts:
 
     def __exit__(self, *_: object) -> None:
         sys.unraisablehook = self._hook
-        self._raised = None  # it holds on to all that was at work
+        self.raised = None  # it holds on to all that was at work
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if engine._prefect_sigterm_handler is self._ours:
@@ -51,8 +53,11 @@ class Interrupts:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.ignored:
             return
-        self.ignored = True
         self._number = number
+        if _half_done(frame):
+            self._come_again()
+            return
+        self.ignored = True
         handler = self._before[number]
         try:
             if callable(handler):
@@ -60,13 +65,25 @@ class Interrupts:
             elif handler == signal.SIG_DFL:
                 raise KeyboardInterrupt
         except BaseException as error:
-            self._raised = error
+            self.raised = error
             raise
 
     def _dropped(self, what: sys.UnraisableHookArgs) -> None:
-        if self._raised is None or what.exc_value is not self._raised:
+        if self.raised is None or what.exc_value is not self.raised:
             self._hook(what)
             return
         self.ignored = False
+        self._come_again()
+
+    def _come_again(self) -> None:
         main = threading.main_thread().ident
         threading.Timer(AGAIN, signal.pthread_kill, (main, self._number)).start()
+
+
+def _half_done(frame: FrameType | None) -> bool:
+    """Whether a context is being entered or left, or a thread started."""
+    if frame is not None and frame.f_code.co_name in ("__enter__", "__exit__"):
+        return True
+    while frame is not None and frame.f_code is not threading.Thread.start.__code__:
+        frame = frame.f_back
+    return frame is not None

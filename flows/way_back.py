@@ -40,6 +40,8 @@ class WayBack:
         failure: BaseException | None,  # a cancelled run raises no Exception
         trace: TracebackType | None,
     ) -> None:
+        # Somebody between may have made another failure of the signal, or none.
+        failure = self.interrupts.raised or failure
         if failure is None or isinstance(failure, Abort | Pause):
             return
         self.interrupts.ignored = True
@@ -47,7 +49,7 @@ class WayBack:
         get_run_logger().warning(serves)
         if not isinstance(failure, Exception):
             failure.add_note(serves)
-            return
+            raise failure
         raise told(self.plan, failure, serves, touched=self.touched) from failure
 
     def _roll_back(self, why: str) -> str:

@@ -36,7 +36,8 @@ def health_check(plan: Plan, replicas: tuple[Replica, ...]) -> None:
 def until_healthy(engine: Engine, nginx: Nginx, plan: Plan, replicas: tuple[Replica, ...]) -> None:
     """The same, for whoever has an engine and the proxy at hand."""
     app, health = plan.app, plan.app.health
-    with ThreadPoolExecutor(len(replicas)) as pool:
+    pool = ThreadPoolExecutor(len(replicas))
+    try:
         probe = nearest(engine, nginx)
         began = told = time.monotonic()
         rounds = 0
@@ -62,6 +63,8 @@ def until_healthy(engine: Engine, nginx: Nginx, plan: Plan, replicas: tuple[Repl
             soon = SOON + (now - began) / 4  # most apps are up long before an interval has passed
             time.sleep(min(health.interval, soon) if wrong else health.interval)
         list(pool.map(lambda replica: _warm_up(probe, app, replica), replicas))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # the way back waits for no slow answer
     say(
         f"{len(replicas)} of {len(replicas)} replicas healthy in {rounds} rounds, "
         f"{time.monotonic() - began:.1f} s after the start"

@@ -9,6 +9,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from flows.recover import recover
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.lock import Lock
@@ -189,3 +191,29 @@ def test_a_site_is_changed_only_while_no_other_site_of_the_proxy_is(shop: Shop) 
         thread.join(30)
     assert entered
     assert entered[0] >= left
+
+
+def test_a_change_that_was_interrupted_in_its_queue_writes_nothing(shop: Shop) -> None:
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    shop.deploy("one")
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with Engine() as engine:
+            nginx = Nginx(engine, shop.app().proxy)
+            site = nginx.look(shop.name).site
+            with nginx.installed(shop.name, site, "a", unlocked=True):
+                signal.setitimer(signal.ITIMER_REAL, 1)
+                with (
+                    pytest.raises(Interrupted),
+                    nginx.installed(shop.name, "# late", "b", unlocked=True),
+                ):
+                    pytest.fail("two changes at once")
+            time.sleep(1)
+            assert nginx.look(shop.name).site == site
+    finally:
+        signal.signal(signal.SIGALRM, before)

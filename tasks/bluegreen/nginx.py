@@ -280,8 +280,11 @@ class Nginx:
         command = ["sh", "-c", INSTALL]
         with self.engine.session(self.id, command, environment=values, user="0") as session:
             with engine_words(f"write {site} in {self.proxy.container}"):
-                session.say("go\n")  # who was interrupted before it must not write later
-                said, held, _ = session.hear(INSTALLED, until="\n--held\n").partition("\n--held\n")
+                said = session.hear(INSTALLED, until="--turn\n")
+                if said.endswith("--turn\n"):  # who was interrupted meanwhile writes nothing
+                    session.say("go\n")
+                    said = session.hear(INSTALLED, until="\n--held\n")
+                said, held, _ = said.partition("\n--held\n")
                 code = None if held else session.code
             if code == 94:
                 raise LockLost(

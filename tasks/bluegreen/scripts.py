@@ -143,13 +143,12 @@ file=$DIRECTORY/.nonstop.$$
 touch "$file" && rm -f "$file"
 """
 
-# When it is told to, $TEXT becomes $SITE at once, or the site goes; what it was is $BEFORE. Prints
-# what nginx would read and `--held`: no other site changes until standard input is closed. A change
-# of $HOLDER's own that a signal cut short makes way. 92: another one is changing all the while. 94:
-# the lock is neither $HOLDER's nor, where that may be, free; prints whose it is.
+# Prints `--turn`; once it is told to, $TEXT becomes $SITE at once, or the site goes; what it was is
+# $BEFORE. Prints what nginx would read and `--held`: no other site changes until standard input
+# is closed. A change of $HOLDER's own that a signal cut short makes way. 92: another one is being
+# made all the while. 94: the lock is neither $HOLDER's nor, where that may be, free; prints whose.
 INSTALL = r"""
 set -e
-read -r go || exit
 exec 8>>"$PROXY_LOCK"
 tries=0
 until flock -n 8; do
@@ -160,6 +159,8 @@ until flock -n 8; do
     sleep 0.1
 done
 echo "$$ $HOLDER" > "$PROXY_LOCK"
+echo --turn
+read -r go || exit
 owner=free
 flock -n "$LOCK" true || owner=$(cat "$LOCK")
 [ "$owner" = "$HOLDER" ] || [ "$owner" = "$OR" ] || { echo "$owner"; exit 94; }

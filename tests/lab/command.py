@@ -45,6 +45,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0,  # as a shell starts it
         )
 
     def run(self, *arguments: str, code: int = 0) -> tuple[str, str]:
