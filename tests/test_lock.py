@@ -117,10 +117,9 @@ def test_a_run_that_lost_its_lock_does_not_switch(shop: Shop, command: Command) 
     before = shop.sites()
     command.describe(environment={"HEALTHY_AFTER": "8"})
     process = command.start("deploy", shop.name)
-    while "2-1" not in shop.containers():
+    while len((seen := observe.fn(shop.name)).releases) < 2:
         assert process.poll() is None
         time.sleep(0.1)
-    seen = observe.fn(shop.name)
     assert [role(seen, release) for release in seen.releases] == ["live", "green"]
     assert f"process {process.pid}, since 20" in seen.holder
     for row in shop.api.top(shop.proxy, ps_args="-o pid,args")["Processes"]:

@@ -72,7 +72,7 @@ def test_a_replica_of_another_run_is_not_replaced(shop: Shop) -> None:
 
 def test_a_rollback_that_waited_does_not_put_the_bad_release_back(command: Command) -> None:
     shop = command.shop
-    shop.deploy("good", environment={"START_SECONDS": "6"})  # so has its rollback
+    shop.deploy("good", environment={"START_SECONDS": "12"})  # so has its rollback
     shop.deploy("bad")
     first = command.start("rollback", shop.name)
     while "3-1" not in shop.containers():
