@@ -54,7 +54,7 @@ class Interrupts:
         if self.ignored:
             return
         self._number = number
-        if _half_done(frame):
+        if half_done(frame):
             self._come_again()
             return
         self.ignored = True
@@ -80,7 +80,7 @@ class Interrupts:
         threading.Timer(AGAIN, signal.pthread_kill, (main, self._number)).start()
 
 
-def _half_done(frame: FrameType | None) -> bool:
+def half_done(frame: FrameType | None) -> bool:
     """Whether a context is being entered or left, or a thread started."""
     if frame is not None and frame.f_code.co_name in ("__enter__", "__exit__"):
         return True

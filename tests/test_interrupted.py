@@ -10,6 +10,7 @@ from types import FrameType
 
 import pytest
 
+from flows.interrupts import half_done
 from tests.lab.interrupting import Terminated, interrupted, where
 from tests.lab.shop import Shop
 from tests.lab.tally import Case
@@ -62,7 +63,8 @@ def test_a_signal_at_any_line_leads_back_at_once(shop: Shop, count: Count) -> No
     before, cases = (shop.live(), shop.containers()), list[Case]()
     for line in random.sample(range(LINES), 60):
         number = random.choice((signal.SIGINT, signal.SIGTERM))
-        if case := interrupt(shop, number, "start_green", lambda _: True, line):
+        # There a signal waits, which it cannot when the tracer's own frame is the one it meets.
+        if case := interrupt(shop, number, "start_green", lambda frame: not half_done(frame), line):
             cases.append(case)
             assert (shop.live(), shop.containers()) == before, case.what
         before = shop.live(), shop.containers()
