@@ -7,18 +7,21 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from flows.recover import recover
 from tasks.bluegreen.containers import Engine
+from tasks.bluegreen.errors import Failed
 from tasks.bluegreen.lock import Lock
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.plan import role
 from tasks.observe import observe
 from tests.lab.command import Command, deploying
 from tests.lab.nginx import OwnNginx
+from tests.lab.relay import Relay
 from tests.lab.shop import Shop, free_port
 
 
@@ -110,6 +113,29 @@ def test_a_run_that_is_killed_does_not_block_the_next(command: Command) -> None:
     assert shop.live() == 3
     running = {name for name, state in shop.containers().items() if state == "running"}
     assert running == {"3-1", "3-2"}
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_a_run_whose_connection_broke_is_in_nobody_s_way_after_its_end(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, well: bool
+) -> None:
+    """The engine goes on holding its end, as it does when it is restarted with live-restore."""
+    shop.deploy("one")
+    with Relay(tmp_path) as relay:
+        monkeypatch.setenv("DOCKER_HOST", relay.url)
+        with (
+            Engine() as engine,
+            suppress(Failed),
+            Lock(engine, Nginx(engine, shop.app().proxy), shop.name, "broken", 0, print),
+        ):
+            relay.cut(heard=False)
+            relay.mend()
+            assert observe.fn(shop.name).holder == "broken"
+            if not well:
+                raise Failed("It went wrong.")
+        seen = observe.fn(shop.name)
+        assert seen.holder == ""
+        assert seen.left == (() if well else ("broken",))
 
 
 def test_a_run_that_lost_its_lock_does_not_switch(shop: Shop, command: Command) -> None:

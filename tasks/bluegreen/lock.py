@@ -2,7 +2,8 @@
 
 An exec in the proxy's container holds an flock for as long as its standard input is connected to
 this process, which says so every few seconds. So it is the same lock from whatever machine or
-Prefect server a run comes, and there is none to be cleaned up after a run that died.
+Prefect server a run comes, and there is none to be cleaned up after a run that died. A run that
+lost the connection ends the exec by itself.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from tasks.bluegreen.commands import Session
 from tasks.bluegreen.containers import Engine, engine_words
 from tasks.bluegreen.errors import EngineHiccup, Locked, Unavailable
 from tasks.bluegreen.nginx import Nginx
-from tasks.bluegreen.scripts import LOCK, lock_file
+from tasks.bluegreen.scripts import FREE, LOCK, lock_file
 
 ANSWER = 15.0  # seconds in which the exec has to say whether it holds the lock
+FREED = 5.0  # seconds in which it has to say that it no longer does
 AGAIN = 1.0  # seconds between two tries
 TELL = 30.0
 BEAT = 5.0  # seconds between two signs of life; the exec waits for 30
@@ -47,7 +49,9 @@ class Lock:
     ) -> None:
         self.engine, self.nginx, self.app = engine, nginx, app
         self.holder, self.wait, self.say = holder, wait, say
+        self._names = {"LOCK": lock_file(app), "HOLDER": holder}
         self._session: Session | None = None
+        self._process = ""  # of the exec, in the container
         self._over = threading.Event()
 
     def __enter__(self) -> Lock:
@@ -69,10 +73,28 @@ class Lock:
 
     def __exit__(self, failure: object, *_: object) -> None:
         self._over.set()
-        if failure is None and self._session is not None:
-            with suppress(OSError):  # then it is taken for a run that died
-                self._session.say("q")
+        word = "x" if failure else "q"
+        with suppress(TimeoutError, EngineHiccup):  # the engine is silent or away: soon it is free
+            if not self._told(word):
+                names = self._names | {"WORD": word, "PROCESS": self._process}
+                self.nginx.run(FREE, names, user="0")
         self._close()
+
+    def _told(self, word: str) -> bool:
+        """Whether the exec heard how the run ended; it outlives an engine that is restarted.
+
+        Raises:
+            TimeoutError: the engine is silent.
+        """
+        if self._session is None:
+            return True
+        try:
+            self._session.say(word)
+            return self._session.hear(FREED, until="\n") == "freed\n"
+        except TimeoutError:
+            raise
+        except OSError:
+            return False
 
     def _beat(self) -> None:
         with suppress(OSError):  # the engine went away; the cutover looks whose the lock is
@@ -82,13 +104,13 @@ class Lock:
 
     def _try(self) -> str | None:
         """None: the lock is ours; else who has it."""
-        environment = {"LOCK": lock_file(self.app), "HOLDER": self.holder}
         self._session = self.engine.session(
-            self.nginx.id, ["sh", "-c", LOCK], environment=environment, user="0"
+            self.nginx.id, ["sh", "-c", LOCK], environment=self._names, user="0"
         )
         with engine_words(f"lock {self.app} in {self.nginx.proxy.container}"):
             said = self._session.hear(ANSWER, until="\n").strip()
-        if said == "held":
+        if said.startswith("held "):
+            self._process = said.removeprefix("held ")
             return None
         self._close()
         if said == "no flock":

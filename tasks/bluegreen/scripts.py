@@ -181,20 +181,34 @@ printf '\n--held\n'
 timeout 60 cat >/dev/null 8>&-
 """
 
-# Holds the lock while something comes on standard input: prints `held`, or who has it. That it is
-# open would not be enough: it stays so when an engine with live-restore was restarted. Who ends
-# well says `q`; who does not stays named until somebody does. A second try, as to look takes the
-# lock for a moment.
+# Holds the lock while something comes on standard input: prints `held` and its process, or who has
+# it. That it is open would not be enough: it stays so when an engine with live-restore was
+# restarted. Who ends well says `q`, who does not says `x` and stays named until somebody ends well,
+# as who died does; both hear `freed`. A second try, as to look takes the lock for a moment.
 LOCK = """
 command -v flock >/dev/null || { echo "no flock"; exit 0; }
 exec 9>>"$LOCK"
 flock -n 9 || { sleep 0.1; flock -n 9; } || { cat "$LOCK"; exit 0; }
 [ ! -s "$LOCK" ] || cat "$LOCK" >> "$LOCK.left"
 echo "$HOLDER" > "$LOCK"
-echo held
-while said=$(timeout 30 head -c 1) && [ -n "$said" ]; do
-    [ "$said" != q ] || { rm -f "$LOCK.left"; : > "$LOCK"; exit 0; }
+echo "held $$"
+while said=$(timeout 30 head -c 1 9>&-) && [ -n "$said" ]; do
+    case "$said" in
+        q) rm -f "$LOCK.left"; : > "$LOCK" ;;
+        x) ;;
+        *) continue ;;
+    esac
+    exec 9>&-
+    echo freed
+    exit
 done
+"""
+
+# Ends $PROCESS, which holds $HOLDER's lock and can no longer be told to; as $WORD says.
+FREE = """
+[ -s "$LOCK" ] && ! flock -n "$LOCK" true && [ "$(cat "$LOCK")" = "$HOLDER" ] || exit 0
+[ "$WORD" != q ] || { rm -f "$LOCK.left"; : > "$LOCK"; }
+kill "$PROCESS"
 """
 
 # User ids of the workers that stopped accepting and the times they started (Unix, seconds), one a

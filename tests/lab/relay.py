@@ -18,8 +18,9 @@ class Relay:
         self._door = socket.socket(socket.AF_UNIX)
         self._door.bind(str(folder / "relay.sock"))
         self._door.listen()
-        self._open: list[socket.socket] = []
-        self._cut = False
+        self._near: list[socket.socket] = []
+        self._far: list[socket.socket] = []
+        self._cut, self._heard = False, True
 
     def __enter__(self) -> Relay:
         threading.Thread(target=self._serve, daemon=True).start()
@@ -29,10 +30,10 @@ class Relay:
         self.cut()
         self._door.close()
 
-    def cut(self) -> None:
-        """Every connection breaks, and none is taken any more."""
-        self._cut = True
-        for end in self._open:
+    def cut(self, *, heard: bool = True) -> None:
+        """Every connection breaks, and none is taken any more; the engine may not hear of it."""
+        self._cut, self._heard = True, heard
+        for end in (*self._near, *(self._far if heard else ())):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
@@ -49,6 +50,10 @@ class Relay:
                     continue
                 far = socket.socket(socket.AF_UNIX)
                 far.connect(ENGINE)
-                self._open += [near, far]
+                self._near.append(near)
+                self._far.append(far)
                 for ends in ((near, far), (far, near)):
-                    threading.Thread(target=pump, args=ends, daemon=True).start()
+                    threading.Thread(target=pump, args=(*ends, self._hears), daemon=True).start()
+
+    def _hears(self) -> bool:
+        return self._heard

@@ -7,7 +7,7 @@ import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -75,15 +75,17 @@ def _connect(client: socket.socket, context: ssl.SSLContext) -> None:
         socket.socket(socket.AF_UNIX) as far,
     ):
         far.connect(ENGINE)
-        back = threading.Thread(target=pump, args=(far, near), daemon=True)
+        back = threading.Thread(target=pump, args=(far, near, lambda: True), daemon=True)
         back.start()
-        pump(near, far)
+        pump(near, far, lambda: True)
         back.join()
 
 
-def pump(source: socket.socket, sink: socket.socket) -> None:
+def pump(source: socket.socket, sink: socket.socket, ends: Callable[[], bool]) -> None:
+    """What comes from one goes to the other, which learns of its end if `ends` says so then."""
     with suppress(OSError):  # either end may go first
         while data := source.recv(65536):
             sink.sendall(data)
     with suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+        if ends():
+            sink.shutdown(socket.SHUT_WR)
