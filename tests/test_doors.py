@@ -104,19 +104,19 @@ def test_a_run_that_is_tried_again_long_before_its_opening_waits(
 
 
 def test_what_waited_for_the_opening_is_deployed_then(shop: Shop, served: Served) -> None:
-    opening = minute(25)
+    opening = minute(45)
     opens = {"opens": f"{opening:%H:%M}", "closes": f"{opening + timedelta(hours=1):%H:%M}"}
     app = shop.described(window=[opens])
     # Prefect may be too early by a moment, or not: of these three it is enough to know the end
     others = [app | {"name": f"{shop.name}-{n}", "image": "nobody/has:this"} for n in "abc"]
-    for asked in [served.start("deploy", app=one) for one in (app, *others)]:
-        until(asked, "Postponed")
-    waits = [scheduled(str(one["name"]))[0] for one in (app, *others)]
-    until(waits[0]["id"], "Completed")
+    runs = [served.start("deploy", app=one) for one in (app, *others)]
+    told = [until(run, "Postponed")["state"]["message"] for run in runs]
+    waits = [re.findall(r"flow-run/([0-9a-f-]{36})", words)[0] for words in told]
+    until(waits[0], "Completed")
     assert datetime.now(UTC) > opening - timedelta(seconds=1)
     assert shop.live() == 1
     for wait in waits[1:]:
-        assert "nobody/has:this" in until(wait["id"], "Refused")["state"]["message"]
+        assert "nobody/has:this" in until(wait, "Refused")["state"]["message"]
 
 
 def test_a_window_that_closes_while_a_run_waits_for_another_one_is_closed(command: Command) -> None:
