@@ -56,6 +56,8 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
                 ours += Attempts(1, bool(why))
                 in_a_row = in_a_row + 1 if why else 0
                 if why and (in_a_row >= verify.failures or is_worse(verify, ours, visits.blue)):
+                    for replica in replicas:  # a crash says more than the answers it spoilt
+                        ensure_alive(engine, plan, replica)
                     raise BadTraffic(
                         f"Release {plan.green} of {app.name} failed {ours.failed} of {ours.total} "
                         f"requests of ours through {door.base}: {why}.",

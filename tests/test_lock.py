@@ -28,7 +28,7 @@ from tests.lab.shop import Shop, free_port
 def test_a_second_run_says_who_holds_the_lock_and_touches_nothing(command: Command) -> None:
     shop = command.shop
     shop.deploy("one")
-    with deploying(command) as first:
+    with deploying(command, bake=600) as first:  # eight commands take their time
         before = shop.containers(), shop.sites()
         _, err = command.run("deploy", shop.name, "--image", "nonstop-lab-hello:v2", code=2)
         assert f"process {first.pid}, since 20" in " ".join(err.split())
