@@ -55,6 +55,7 @@ class Batches:
         self._client = client
         self._waiting: dict[UUID, list[Asked]] = {}
         self._sending: dict[UUID, asyncio.Task[None]] = {}
+        self._telling: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
 
     @property
@@ -104,14 +105,9 @@ class Batches:
             results = await self._try(deployment, [_run(group) for group in groups])
         except Exception as error:  # noqa: BLE001  # told to everyone who waits for it
             results = [error] * len(groups)
-        for group, result in zip(groups, results, strict=True):
-            for asked in group:
-                if asked.created.done():  # who asked has gone
-                    continue
-                if isinstance(result, UUID):
-                    asked.created.set_result(Created(result, _at(asked) < _at(group[0])))
-                else:
-                    asked.created.set_exception(result)
+        telling = asyncio.create_task(_tell(groups, results))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
 
     async def _try(self, deployment: UUID, runs: list[dict[str, Any]]) -> list[UUID | Exception]:
         """The id of each, after further tries for those that the server did not create."""
@@ -140,6 +136,18 @@ class Batches:
             else NotCreated(str(result["error"]).partition("\n")[0][:300])
             for result in response.json()["results"]
         ]
+
+
+async def _tell(groups: Sequence[Sequence[Asked]], results: Sequence[UUID | Exception]) -> None:
+    """One after the other, so that the next request goes out, and is heard, between answers."""
+    for group, result in zip(groups, results, strict=True):
+        for asked in group:
+            if not asked.created.done():  # else who asked has gone
+                if isinstance(result, UUID):
+                    asked.created.set_result(Created(result, _at(asked) < _at(group[0])))
+                else:
+                    asked.created.set_exception(result)
+                await asyncio.sleep(0)
 
 
 def _by_newest(asked: Sequence[Asked]) -> list[list[Asked]]:
