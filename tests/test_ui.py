@@ -110,9 +110,9 @@ def test_a_run_that_is_refused_says_why(ui: Ui, host: Host, shop: Shop) -> None:
     before = shop.live()
     ui.form(deployment(host))
     ui.fill("image", "hello:nowhere")
-    ui.submit()
+    run = ui.submit()
     ui.state("Refused")
-    ui.shows("hello:nowhere is not on this host")
+    ui.logged(run, "hello:nowhere is not on this host")
     ui.shot("2-refused-by-the-run")
     assert "xception" not in ui.text().replace("encountered an exception", "")
     assert shop.live() == before
@@ -160,7 +160,7 @@ def test_a_no_in_the_form_of_a_paused_run_keeps_the_release_that_serves(
         ui.shot("3-refuse")
         ui.click("Submit")
         ui.state("Failed")
-    ui.shows("was refused by Kim: the logo is upside down.")
+    ui.logged(run, "was refused by Kim: the logo is upside down.")
     ui.shot("3-refused")
     assert heard.lost == 0, heard.losses
     assert shop.live() == before
@@ -172,14 +172,15 @@ def test_a_cancel_on_the_run_s_page_goes_back_and_loses_nobody(
     before, image = shop.live() or 0, another(shop)
     with shop.visitors(kinds=["get", "post"]) as heard:
         app = shop.described(image=image, verify={"bake_time": 60})
-        ui.run(host.ask("deploy", app=app))
+        run = host.ask("deploy", app=app)
+        ui.run(run)
         host.until(lambda: answers(shop) == str(before + 1), 60, "the cutover")
         ui.click("Cancel")
         ui.shot("4-cancel")
         ui.click("Confirm")
         ui.state("Cancelled")
-    ui.shows(f"roll-back {shop.name}-{before + 1}")
-    ui.shows("Finished in state Cancelled(")
+    ui.logged(run, f"roll-back {shop.name}-{before + 1}")
+    ui.logged(run, "Finished in state Cancelled(")
     ui.shot("4-cancelled")
     assert "xception" not in ui.text()
     assert heard.lost == 0, heard.losses

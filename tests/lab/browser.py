@@ -146,6 +146,15 @@ class Ui:
         """The page of a run."""
         self.open(f"runs/flow-run/{run}")
 
+    def logged(self, run: str, words: str) -> None:
+        """The run's log has the words: one that came after its end the page shows when reloaded."""
+        for _ in range(2):
+            with suppress(AssertionError):
+                self.shows(words, PATIENCE / 3)
+                return
+            self.run(run)
+        self.shows(words)
+
     def state(self, name: str, seconds: float = PATIENCE) -> None:
         """The page of a run says that it is in this state, within so many seconds."""
         badge = self.page.locator(".page-heading-flow-run .state-badge, .state-badge").first

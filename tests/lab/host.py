@@ -81,8 +81,9 @@ class Host:
         os.killpg(self.process.pid, signal.SIGINT)
 
     def __enter__(self) -> Host:
+        said = len(self.said()) if self.log.exists() else 0
         self.process = self.start()
-        self.hears(" runs deploy/")
+        self.hears(" runs deploy/", after=said)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
