@@ -14,7 +14,7 @@ from tests.lab import engine, images, tally
 from tests.lab.command import Command
 from tests.lab.served import Served
 from tests.lab.server import prefect_of_its_own
-from tests.lab.shop import Shop
+from tests.lab.shop import Shop, Standing
 from tests.lab.tally import Case
 from tests.lab.webhooks import Receiver, Waiting
 
@@ -55,6 +55,19 @@ def shop(prefect: None, api: Any) -> Iterator[Shop]:
 
 
 @pytest.fixture(scope="session")
+def _standing(prefect: None, api: Any) -> Iterator[Standing]:
+    made = Standing(api)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def serving(_standing: Standing) -> Shop:
+    """An app whose release 1, called one, serves; maybe with a past of other tests."""
+    return _standing.shop()
+
+
+@pytest.fixture(scope="session")
 def receiver(prefect: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
     """A receiver of webhooks, with a secret for every sender."""
     with Receiver(tmp_path_factory.mktemp("secrets")) as running:
@@ -86,7 +99,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture
-def command(shop: Shop, tmp_path: Path) -> Command:
-    made = Command(shop, tmp_path)
+def command(request: pytest.FixtureRequest, tmp_path: Path) -> Command:
+    """The nonstop command, for the app that the test has."""
+    shop = "serving" if "serving" in request.fixturenames else "shop"
+    made = Command(request.getfixturevalue(shop), tmp_path)
     made.describe()
     return made

@@ -18,8 +18,10 @@ from tasks.bluegreen.errors import Failed
 from tasks.bluegreen.lock import Lock
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.plan import role
+from tasks.bluegreen.scripts import INSTALL, PROXY_LOCK
 from tasks.observe import observe
 from tests.lab.command import Command, deploying
+from tests.lab.long import LONG
 from tests.lab.nginx import OwnNginx
 from tests.lab.relay import Relay
 from tests.lab.shop import Shop, free_port
@@ -46,14 +48,13 @@ def test_a_second_run_says_who_holds_the_lock_and_touches_nothing(command: Comma
     assert shop.live() == 1
 
 
-def test_a_recovery_keeps_nobody_out_where_nothing_is_wrong(shop: Shop) -> None:
-    shop.deploy("one")
+def test_a_recovery_keeps_nobody_out_where_nothing_is_wrong(serving: Shop) -> None:
     with (
         Engine() as engine,
-        Lock(engine, Nginx(engine, shop.app().proxy), shop.name, "x", 0, print),
+        Lock(engine, Nginx(engine, serving.app().proxy), serving.name, "x", 0, print),
     ):
-        (report,) = recover(shop.name)
-    assert report.message == f"{shop.name}: nothing to put right, release 1 serves."
+        (report,) = recover(serving.name)
+    assert report.message == f"{serving.name}: nothing to put right, release 1 serves."
 
 
 def test_a_run_with_another_proxy_is_kept_out_as_well(command: Command) -> None:
@@ -115,7 +116,7 @@ def test_a_run_that_is_killed_does_not_block_the_next(command: Command) -> None:
     assert running == {"3-1", "3-2"}
 
 
-@pytest.mark.parametrize("well", [True, False])
+@pytest.mark.parametrize("well", [True, LONG(False)])
 def test_a_run_whose_connection_broke_is_in_nobody_s_way_after_its_end(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, well: bool
 ) -> None:
@@ -138,29 +139,28 @@ def test_a_run_whose_connection_broke_is_in_nobody_s_way_after_its_end(
         assert seen.left == (() if well else ("broken",))
 
 
-def test_a_run_that_lost_its_lock_does_not_switch(shop: Shop, command: Command) -> None:
-    shop.deploy("one")
-    before = shop.sites()
+def test_a_run_that_lost_its_lock_does_not_switch(serving: Shop, command: Command) -> None:
+    before = serving.sites()
     command.describe(environment={"HEALTHY_AFTER": "8"})
-    process = command.start("deploy", shop.name)
-    while len((seen := observe.fn(shop.name)).releases) < 2:
+    process = command.start("deploy", serving.name)
+    while len((seen := observe.fn(serving.name)).releases) < 2:
         assert process.poll() is None
         time.sleep(0.1)
     assert [role(seen, release) for release in seen.releases] == ["live", "green"]
     assert f"process {process.pid}, since 20" in seen.holder
-    for row in shop.api.top(shop.proxy, ps_args="-o pid,args")["Processes"]:
+    for row in serving.api.top(serving.proxy, ps_args="-o pid,args")["Processes"]:
         if row[1] == "head -c 1":
             os.kill(int(row[0]), signal.SIGKILL)
-    while (seen := observe.fn(shop.name)).holder:
+    while (seen := observe.fn(serving.name)).holder:
         assert process.poll() is None
     assert [seen.died(release) for release in seen.releases] == [False, True]
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "is no longer this run's (now: free)" in " ".join(err.split())
     assert "Release 1 serves, as before." in " ".join(err.split())
-    assert shop.sites() == before
-    assert shop.live() == 1
-    assert set(shop.containers()) == {"1-1", "1-2"}
+    assert serving.sites() == before
+    assert serving.live() == 1
+    assert set(serving.containers()) == {"1-1", "1-2"}
 
 
 def test_two_apps_behind_one_nginx_deploy_at_once_and_nobody_notices(
@@ -216,6 +216,20 @@ def test_a_site_is_changed_only_while_no_other_site_of_the_proxy_is(shop: Shop) 
         thread.join(30)
     assert entered
     assert entered[0] >= left
+
+
+def test_who_says_nothing_when_its_turn_has_come_keeps_nobody_out(serving: Shop) -> None:
+    """As when its host has lost power: the engine may not hear of that for hours."""
+    with Engine() as engine:
+        nginx = Nginx(engine, serving.app().proxy)
+        names = {"PROXY_LOCK": PROXY_LOCK, "HOLDER": "another run"}
+        command = ["sh", "-c", INSTALL]
+        with engine.session(nginx.id, command, environment=names, user="0") as silent:
+            assert silent.hear(10, until="--turn\n")
+            began = time.monotonic()
+            with nginx.installed(serving.name, nginx.look(serving.name).site, "a", unlocked=True):
+                assert time.monotonic() - began < 30
+            assert silent.code
 
 
 def test_a_change_that_was_interrupted_in_its_queue_writes_nothing(shop: Shop) -> None:

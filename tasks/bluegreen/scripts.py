@@ -143,10 +143,11 @@ file=$DIRECTORY/.nonstop.$$
 touch "$file" && rm -f "$file"
 """
 
-# Prints `--turn`; once it is told to, $TEXT becomes $SITE at once, or the site goes; what it was is
-# $BEFORE. Prints what nginx would read and `--held`: no other site changes until standard input
-# is closed. A change of $HOLDER's own that a signal cut short makes way. 92: another one is being
-# made all the while. 94: the lock is neither $HOLDER's nor, where that may be, free; prints whose.
+# Prints `--turn`; once it is told to `go`, $TEXT becomes $SITE at once, or the site goes; what it
+# was is $BEFORE. Prints what nginx would read and `--held`: no other site changes until standard
+# input is closed. A change of $HOLDER's own that a signal cut short makes way, and any whose owner
+# says nothing for long. 92: another one is being made all the while. 94: the lock is neither
+# $HOLDER's nor, where that may be, free; prints whose.
 INSTALL = r"""
 set -e
 exec 8>>"$PROXY_LOCK"
@@ -160,7 +161,7 @@ until flock -n 8; do
 done
 echo "$$ $HOLDER" > "$PROXY_LOCK"
 echo --turn
-read -r go || exit
+[ "$(timeout 15 head -c 3 8>&-)" = go ] || exit
 owner=free
 flock -n "$LOCK" true || owner=$(cat "$LOCK")
 [ "$owner" = "$HOLDER" ] || [ "$owner" = "$OR" ] || { echo "$owner"; exit 94; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import socket
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import httpx
+from docker.errors import NotFound
 
 from flows.deploy import deploy, rollback
 from tasks.bluegreen.app import App, parse
@@ -155,3 +157,46 @@ class Shop:
         for network in self.api.networks():
             if network["Name"].startswith(f"{self.name}-"):
                 self.api.remove_network(network["Id"])
+
+
+class Standing:
+    """A shop whose release 1, called one, serves, and nothing else is there: one for many tests.
+
+    Args:
+        api: a client of the engine.
+    """
+
+    def __init__(self, api: Any) -> None:
+        self._api = api
+        self._shop: Shop | None = None
+        self._as_made: tuple[object, ...] = ()
+
+    def shop(self) -> Shop:
+        """The one of before if it is as it was made, else another."""
+        if self._shop is None or self._is(self._shop) != self._as_made:
+            self.close()
+            self._shop = Shop(self._api)
+            self._shop.deploy("one")
+            self._as_made = self._is(self._shop)
+        return self._shop
+
+    def close(self) -> None:
+        """Nothing of it is left."""
+        if self._shop is not None:
+            self._shop.close()
+            self._shop = None
+
+    def _is(self, shop: Shop) -> tuple[object, ...]:
+        """What its description, containers, proxy and sites are."""
+        listed = self._api.containers(all=True, filters={"label": f"nonstop.app={shop.name}"})
+        try:
+            proxy = self._api.inspect_container(shop.proxy)
+            sites = shop.sites() if proxy["State"]["Running"] else ""
+        except NotFound:
+            proxy, sites = {}, ""
+        return (
+            copy.deepcopy(shop.description),
+            {(entry["Id"], entry["State"]) for entry in listed},
+            (proxy.get("Id"), proxy.get("State")),
+            sites,
+        )
