@@ -105,32 +105,30 @@ def test_only_the_header_reaches_green_and_a_yes_makes_it_live(shop: Shop, serve
     assert f"ask-approval {shop.name}-2" in history.steps({"id": run})
 
 
-def test_a_no_goes_back_and_says_who_refused(shop: Shop, aside: ThreadPoolExecutor) -> None:
-    shop.deploy("one")
-    before = site(shop)
-    future, run = waiting(aside, shop)
-    assert header(shop)
+def test_a_no_goes_back_and_says_who_refused(serving: Shop, aside: ThreadPoolExecutor) -> None:
+    before = site(serving)
+    future, run = waiting(aside, serving)
+    assert header(serving)
     assert resume(run, by="Kim", why="a typo")["status"] == "ACCEPT"  # no is the default
     with pytest.raises(NotApproved) as caught:
         future.result(timeout=60)
-    assert caught.value.what == f"Release 2 of {shop.name} was refused by Kim: a typo."
+    assert caught.value.what == f"Release 2 of {serving.name} was refused by Kim: a typo."
     assert caught.value.serves == "Release 1 serves, as before."
     assert until(run, "Failed")["state"]["message"].startswith("Release 2 of")
-    assert shop.releases() == {"one"}
-    assert site(shop) == before
-    assert set(shop.containers()) == {"1-1", "1-2"}
+    assert serving.releases() == {"one"}
+    assert site(serving) == before
+    assert set(serving.containers()) == {"1-1", "1-2"}
 
 
-def test_no_answer_is_a_no(shop: Shop, aside: ThreadPoolExecutor) -> None:
-    shop.deploy("one")
-    future, run = waiting(aside, shop, within=4)
+def test_no_answer_is_a_no(serving: Shop, aside: ThreadPoolExecutor) -> None:
+    future, run = waiting(aside, serving, within=4)
     with pytest.raises(NotApproved, match=r"Nobody approved release 2 of .* within 4 s"):
         future.result(timeout=60)
     state = until(run, "Failed")["state"]
     assert "Nobody approved" in state["message"]
     assert "Release 1 serves, as before." in state["message"]
-    assert shop.releases() == {"one"}
-    assert PREVIEW not in site(shop)
+    assert serving.releases() == {"one"}
+    assert PREVIEW not in site(serving)
 
 
 def test_the_time_for_a_yes_ends_with_the_release_window_unless_there_is_a_reason(
@@ -166,9 +164,8 @@ def test_nobody_is_asked_once_the_window_has_closed(shop: Shop) -> None:
         ask_approval.fn(plan, (), 60, datetime.now(UTC))
 
 
-def test_a_yes_is_for_one_try_only(shop: Shop, served: Served) -> None:
-    shop.deploy("one")
-    bad = shop.described(image="nonstop-lab-hello:v2", verify={"bake_time": 1, "status": [418]})
+def test_a_yes_is_for_one_try_only(serving: Shop, served: Served) -> None:
+    bad = serving.described(image="nonstop-lab-hello:v2", verify={"bake_time": 1, "status": [418]})
     run = served.start("deploy", app=bad, approve=True)
     until(run, "Paused")
     assert resume(run, approve=True, by="Kim")["status"] == "ACCEPT"
@@ -176,38 +173,35 @@ def test_a_yes_is_for_one_try_only(shop: Shop, served: Served) -> None:
     again = {"state": {"type": "SCHEDULED"}, "force": True}  # as `prefect flow-run retry` asks
     history.ask("POST", f"/flow_runs/{run}/set_state", again)
     until(run, "Paused")
-    assert shop.get().headers["X-Release"] == "one"
+    assert serving.get().headers["X-Release"] == "one"
     assert resume(run, by="Kim")["status"] == "ACCEPT"
     assert "was refused by Kim" in until(run, "Failed")["state"]["message"]
 
 
-def test_a_run_that_waits_is_cancelled_and_goes_back(shop: Shop, served: Served) -> None:
-    shop.deploy("one")
-    run = served.start("deploy", app=shop.described(image="nonstop-lab-hello:v2"), approve=True)
+def test_a_run_that_waits_is_cancelled_and_goes_back(serving: Shop, served: Served) -> None:
+    run = served.start("deploy", app=serving.described(image="nonstop-lab-hello:v2"), approve=True)
     until(run, "Paused")
-    assert PREVIEW in site(shop)
+    assert PREVIEW in site(serving)
     cancel(run)
     until(run, "Cancelled")
-    assert shop.live() == 1
-    assert PREVIEW not in site(shop)
-    assert set(shop.containers()) == {"1-1", "1-2"}
+    assert serving.live() == 1
+    assert PREVIEW not in site(serving)
+    assert set(serving.containers()) == {"1-1", "1-2"}
 
 
-def test_a_preview_that_a_dead_run_left_is_taken_away(command: Command) -> None:
-    shop = command.shop
-    shop.deploy("one")
-    before = site(shop)
-    process = command.start("deploy", shop.name, "--approve", "--force")
+def test_a_preview_that_a_dead_run_left_is_taken_away(serving: Shop, command: Command) -> None:
+    before = site(serving)
+    process = command.start("deploy", serving.name, "--approve", "--force")
     try:
-        while PREVIEW not in site(shop):
+        while PREVIEW not in site(serving):
             assert process.poll() is None
             time.sleep(0.1)
     finally:
         process.kill()
         process.communicate()
-    recover(shop.name, wait=60)
-    assert site(shop) == before
-    assert set(shop.containers()) == {"1-1", "1-2"}
+    recover(serving.name, wait=60)
+    assert site(serving) == before
+    assert set(serving.containers()) == {"1-1", "1-2"}
 
 
 def test_a_template_of_one_s_own_previews_when_it_uses_the_pool(

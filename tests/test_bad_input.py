@@ -155,61 +155,58 @@ def test_one_host_may_be_written_without_a_list(shop: Shop) -> None:
     assert shop.app(hosts="Shop.example").hosts == ("shop.example",)
 
 
-def test_what_is_not_there_is_refused_and_the_release_before_serves(shop: Shop) -> None:
-    shop.deploy("one")
+def test_what_is_not_there_is_refused_and_the_release_before_serves(serving: Shop) -> None:
     for changes, kind, sentence in PARTS:
-        with refused(shop, kind, sentence):
-            shop.deploy("two", **changes)
-    shop.deploy("two")
-    assert shop.releases() == {"two"}
+        with refused(serving, kind, sentence):
+            serving.deploy("two", **changes)
+    serving.deploy("two")
+    assert serving.releases() == {"two"}
 
 
 def test_a_template_of_one_s_own_is_tried_before_anything_is_touched(
-    shop: Shop, tmp_path: Path
+    serving: Shop, tmp_path: Path
 ) -> None:
-    shop.deploy("one")
     for name, (text, sentence) in TEMPLATES.items():
         template = tmp_path / f"{name}.conf.j2"
         template.write_text(text)
-        with refused(shop, BadInput, sentence):
-            shop.deploy("two", proxy={"template": str(template)})
+        with refused(serving, BadInput, sentence):
+            serving.deploy("two", proxy={"template": str(template)})
 
 
 def test_nginx_s_own_words_about_a_rejected_template_are_the_evidence(
-    shop: Shop, tmp_path: Path
+    serving: Shop, tmp_path: Path
 ) -> None:
-    shop.deploy("one")
     template = tmp_path / "own.conf.j2"
     template.write_text(TEMPLATES["rejected"][0])
     with pytest.raises(BadInput) as caught:
-        shop.deploy("two", proxy={"template": str(template)})
+        serving.deploy("two", proxy={"template": str(template)})
     assert 'unknown directive "lissen"' in caught.value.evidence
-    assert f"nonstop-{shop.name}.conf" in caught.value.evidence
+    assert f"nonstop-{serving.name}.conf" in caught.value.evidence
 
 
 def test_without_an_engine_a_deploy_and_a_rollback_are_refused(
-    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serving: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop.deploy("one")
     nobody = f"unix://{tmp_path}/docker.sock"
     sentence = f"No Docker engine answers at {nobody} (No such file or directory): start it"
-    for run in runs(shop):
+    for run in runs(serving):
         with (
-            refused(shop, Unavailable, sentence),
+            refused(serving, Unavailable, sentence),
             monkeypatch.context() as patch,
         ):
             patch.setenv("DOCKER_HOST", nobody)
             run()
 
 
-def test_behind_a_stopped_proxy_nothing_is_deployed(shop: Shop) -> None:
-    shop.deploy("one")
-    shop.api.stop(shop.proxy)
-    for run in runs(shop):
-        with refused(shop, Unavailable, f"is exited: start it with `docker start {shop.proxy}`"):
+def test_behind_a_stopped_proxy_nothing_is_deployed(serving: Shop) -> None:
+    serving.api.stop(serving.proxy)
+    for run in runs(serving):
+        with refused(
+            serving, Unavailable, f"is exited: start it with `docker start {serving.proxy}`"
+        ):
             run()
-    shop.api.start(shop.proxy)
-    shop.deploy("two")
+    serving.api.start(serving.proxy)
+    serving.deploy("two")
 
 
 @pytest.mark.parametrize("image", ["nonstop-lab-hello:v1", PROXY])

@@ -18,8 +18,9 @@ import yaml
 from flows.automations import SILENCE
 from tests.lab import history
 from tests.lab.command import Command, deploying
+from tests.lab.long import LONG
 from tests.lab.served import cancel
-from tests.lab.shop import free_port
+from tests.lab.shop import Shop, free_port
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,11 +74,9 @@ def test_json_is_alone_on_standard_output(command: Command) -> None:
     assert any("CRASH" in change for change in failed["changes"])
 
 
-def test_a_failed_deploy_says_why_and_who_serves(command: Command) -> None:
-    shop = command.shop
-    shop.deploy("one")
+def test_a_failed_deploy_says_why_and_who_serves(serving: Shop, command: Command) -> None:
     command.describe(environment={"CRASH": "start"})
-    out, err = command.run("deploy", shop.name, code=1)
+    out, err = command.run("deploy", serving.name, code=1)
     assert out == ""
     assert re.search(r"2-[12] ended .*[.] Release 1 serves, as before[.]", " ".join(err.split()))
     assert "the database is not there" in err
@@ -127,12 +126,11 @@ def test_a_prefect_server_that_does_not_answer_is_named(command: Command) -> Non
     assert command.shop.containers() == {}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, LONG(signal.SIGTERM)])
 def test_a_deploy_that_is_interrupted_goes_back_first(
-    command: Command, number: signal.Signals
+    serving: Shop, command: Command, number: signal.Signals
 ) -> None:
-    command.shop.deploy("one")
-    with command.shop.visitors(kinds=["get", "post"]) as heard, deploying(command) as process:
+    with serving.visitors(kinds=["get", "post"]) as heard, deploying(command) as process:
         time.sleep(0.5)
         process.send_signal(number)
         time.sleep(0.1)
@@ -142,8 +140,8 @@ def test_a_deploy_that_is_interrupted_goes_back_first(
     assert "Traceback" not in err
     assert "Interrupted. Release 1 serves, as before." in " ".join(err.split())
     assert heard.lost == 0, heard.losses
-    assert command.shop.live() == 1
-    assert set(command.shop.containers()) == {"1-1", "1-2"}
+    assert serving.live() == 1
+    assert set(serving.containers()) == {"1-1", "1-2"}
 
 
 def test_a_deploy_that_is_interrupted_when_green_is_good_has_succeeded(command: Command) -> None:
@@ -166,20 +164,20 @@ def test_a_deploy_that_is_interrupted_when_green_is_good_has_succeeded(command: 
     assert shop.live() == 2
 
 
-def test_a_cancel_in_the_ui_has_a_deploy_of_the_command_go_back(command: Command) -> None:
-    shop = command.shop
-    shop.deploy("one")
+def test_a_cancel_in_the_ui_has_a_deploy_of_the_command_go_back(
+    serving: Shop, command: Command
+) -> None:
     with deploying(command, bake=5) as process:
-        (run, _) = history.runs(shop.name)
+        run = history.runs(serving.name)[0]
         cancel(run["id"])
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Cancelled. Release 1 serves, as before." in " ".join(err.split())
     assert "Traceback" not in err
-    (run, _) = history.runs(shop.name)
+    run = history.runs(serving.name)[0]
     assert run["state_name"] == "Cancelled"
-    assert shop.live() == 1
-    assert set(shop.containers()) == {"1-1", "1-2"}
+    assert serving.live() == 1
+    assert set(serving.containers()) == {"1-1", "1-2"}
 
 
 def test_without_a_server_the_history_is_there_when_one_is_started(

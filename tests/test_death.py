@@ -28,6 +28,7 @@ from tests.lab.deaths import (
     Deaths,
     ensure_clean,
 )
+from tests.lab.long import LONG
 from tests.lab.served import Served, until
 from tests.lab.server import Server
 from tests.lab.shop import Shop, free_port
@@ -135,8 +136,8 @@ def test_a_deploy_that_takes_too_long_goes_back(deaths: Deaths) -> None:
 @pytest.mark.parametrize(
     ("story", "step", "when"),
     [
-        ("bad deploy", "roll-back", "before"),
-        ("rollback", "reload-nginx", "after"),
+        LONG("bad deploy", "roll-back", "before"),
+        LONG("rollback", "reload-nginx", "after"),
         ("recover", "put-right", "after"),
     ],
 )

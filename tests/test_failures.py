@@ -56,18 +56,17 @@ BEFORE = [  # green is bad before it receives visitors, who then lose nothing at
 
 @pytest.mark.parametrize(("changes", "kind", "words"), BEFORE, ids=[row[2] for row in BEFORE])
 def test_a_bad_green_never_receives_a_visitor(
-    shop: Shop, changes: dict[str, Any], kind: type[NonstopError], words: str
+    serving: Shop, changes: dict[str, Any], kind: type[NonstopError], words: str
 ) -> None:
-    shop.deploy("one")
     changes["health"] = {"deadline": 2} | changes.get("health", {})
-    with shop.visitors() as heard, pytest.raises(kind, match=words) as caught:
-        shop.deploy("two", **changes)
+    with serving.visitors() as heard, pytest.raises(kind, match=words) as caught:
+        serving.deploy("two", **changes)
     assert heard.lost == 0, heard.losses
     assert set(heard.releases) == {"one"}
     assert caught.value.outcome == "failed"
     assert caught.value.serves == "Release 1 serves, as before."
-    assert shop.containers() == {"1-1": "running", "1-2": "running"}
-    assert shop.live() == 1
+    assert serving.containers() == {"1-1": "running", "1-2": "running"}
+    assert serving.live() == 1
 
 
 def test_the_last_words_of_a_crashed_replica_are_the_evidence(shop: Shop) -> None:
@@ -77,58 +76,53 @@ def test_the_last_words_of_a_crashed_replica_are_the_evidence(shop: Shop) -> Non
     assert "the database is not there" in caught.value.evidence
 
 
-def test_a_green_that_is_bad_only_for_visitors_goes_back_by_itself(shop: Shop) -> None:
-    shop.deploy("one")
-    with shop.visitors(rate=300) as heard, pytest.raises(BadTraffic, match="fails its visitors"):
-        shop.deploy("two", environment={"FAIL_SHARE": "0.4"}, verify={"bake_time": 20})
+def test_a_green_that_is_bad_only_for_visitors_goes_back_by_itself(serving: Shop) -> None:
+    with serving.visitors(rate=300) as heard, pytest.raises(BadTraffic, match="fails its visitors"):
+        serving.deploy("two", environment={"FAIL_SHARE": "0.4"}, verify={"bake_time": 20})
     assert heard.lost == heard.errors["two"], heard.losses
-    assert shop.releases() == {"one"}
-    assert set(shop.containers()) == {"1-1", "1-2"}
+    assert serving.releases() == {"one"}
+    assert set(serving.containers()) == {"1-1", "1-2"}
 
 
-def test_a_green_that_crashes_while_it_is_watched_goes_back_by_itself(shop: Shop) -> None:
-    shop.deploy("one")
+def test_a_green_that_crashes_while_it_is_watched_goes_back_by_itself(serving: Shop) -> None:
     began = time.monotonic()
     with pytest.raises(ReplicaCrashed, match=r"exit code 3|ended and was started again"):
-        shop.deploy(  # three requests fail, mostly before anybody looks at its containers
+        serving.deploy(  # three requests fail, mostly before anybody looks at its containers
             "two", environment={"CRASH": "8"}, verify={"bake_time": 60, "interval": "300ms"}
         )
     assert time.monotonic() - began < 30
-    assert shop.releases() == {"one"}
-    assert set(shop.containers()) == {"1-1", "1-2"}
+    assert serving.releases() == {"one"}
+    assert set(serving.containers()) == {"1-1", "1-2"}
 
 
-def test_a_green_that_answers_too_slowly_goes_back_by_itself(shop: Shop) -> None:
-    shop.deploy("one")
+def test_a_green_that_answers_too_slowly_goes_back_by_itself(serving: Shop) -> None:
     with pytest.raises((BadTraffic, CutoverUnproven), match=r"no answer in 0.5 s"):
-        shop.deploy(
+        serving.deploy(
             "two",
             environment={"LATENCY_SECONDS": "2"},
             verify={"bake_time": 30, "timeout": 0.5},
         )
-    assert shop.releases() == {"one"}
+    assert serving.releases() == {"one"}
 
 
-def test_a_green_with_one_bad_replica_is_noticed_without_a_visitor(shop: Shop) -> None:
-    shop.deploy("one")
+def test_a_green_with_one_bad_replica_is_noticed_without_a_visitor(serving: Shop) -> None:
     with pytest.raises(BadTraffic, match=r"requests of ours .*/: no answer in"):
-        shop.deploy(
+        serving.deploy(
             "two",
             environment={"LATENCY_SECONDS": "{{ 2 * (replica - 1) }}"},
             verify={"bake_time": 30, "interval": "50ms", "timeout": "300ms"},
         )
-    assert shop.releases() == {"one"}
+    assert serving.releases() == {"one"}
 
 
-def test_a_green_whose_answers_say_something_else_goes_back_by_itself(shop: Shop) -> None:
-    shop.deploy("one", verify={"body": "^Hi there"})
+def test_a_green_whose_answers_say_something_else_goes_back_by_itself(serving: Shop) -> None:
     with pytest.raises(BadTraffic, match=r"body of / does not match '.Hi there,.* app'"):
-        shop.deploy(
+        serving.deploy(
             "two",
             environment={"MESSAGE": "nobody"},
             verify={"body": "^Hi there,.* app", "bake_time": 20},
         )
-    assert shop.releases() == {"one"}
+    assert serving.releases() == {"one"}
 
 
 def test_one_blip_is_no_reason_to_go_back(shop: Shop) -> None:

@@ -68,24 +68,23 @@ def test_a_run_s_names_tags_steps_and_report_tell_app_release_and_image(shop: Sh
     assert "- `image: nonstop-lab-hello:v2 -> nonstop-lab-hello:v1`" in history.report(shop.name)
 
 
-def test_a_failure_s_report_has_its_reason_its_evidence_and_who_serves(shop: Shop) -> None:
-    shop.deploy("one")
+def test_a_failure_s_report_has_its_reason_its_evidence_and_who_serves(serving: Shop) -> None:
     with pytest.raises(ReplicaCrashed):
-        shop.deploy("two", environment={"CRASH": "start"})
-    run = history.runs(shop.name)[0]
+        serving.deploy("two", environment={"CRASH": "start"})
+    run = history.runs(serving.name)[0]
     assert (run["state_type"], run["state_name"]) == ("FAILED", "Failed")
     message = run["state"]["message"]
     assert re.fullmatch(r"\S+-2-[12] ended .*[.] Release 1 serves, as before[.]", message)
-    assert f"roll-back {shop.name}-2" in history.until_steps(run, "roll-back")
-    told = history.report(shop.name)
-    assert told.startswith(f"# {shop.name}: failed\n\n{message}\n")
+    assert f"roll-back {serving.name}-2" in history.until_steps(run, "roll-back")
+    told = history.report(serving.name)
+    assert told.startswith(f"# {serving.name}: failed\n\n{message}\n")
     assert re.search(r"## Evidence\n\n```text\n(.*\n)*.*the database is not there(.*\n)*```", told)
     assert "| roll-back | " in told
-    assert f"`nonstop status {shop.name}`" in told
+    assert f"`nonstop status {serving.name}`" in told
     assert "Requests after the cutover" not in told
-    with shop.visitors(kinds=["get"]), pytest.raises(BadTraffic):
-        shop.deploy("two", verify={"bake_time": 5, "status": [204], "failures": 20})
-    told = history.report(shop.name)
+    with serving.visitors(kinds=["get"]), pytest.raises(BadTraffic):
+        serving.deploy("two", verify={"bake_time": 5, "status": [204], "failures": 20})
+    told = history.report(serving.name)
     assert "failed 20 of 20 requests of ours" in told
     assert "\n| ours | 20 | 20 |\n" in told
     watched = re.search(r"\| visitors \| (\d+) \| 0 \|", told)
@@ -94,23 +93,22 @@ def test_a_failure_s_report_has_its_reason_its_evidence_and_who_serves(shop: Sho
 
 
 def test_a_refusal_and_what_serves_already_have_states_and_reports_of_their_own(
-    shop: Shop,
+    serving: Shop,
 ) -> None:
-    shop.deploy("one")
     with pytest.raises(NothingKept):
-        shop.rollback()
-    run = history.runs(shop.name)[0]
+        serving.rollback()
+    run = history.runs(serving.name)[0]
     assert (run["state_type"], run["state_name"]) == ("FAILED", "Refused")
     assert "\n" not in run["state"]["message"]
     assert "no kept release to roll back to" in run["state"]["message"]
-    told = history.report(shop.name)
-    assert told.startswith(f"# {shop.name}: refused\n")
-    assert f"then: `nonstop rollback {shop.name}`." in told
-    shop.deploy("one", force=False)
-    assert history.runs(shop.name)[0]["state_name"] == "Unchanged"
-    told = history.report(shop.name)
-    assert told.startswith(f"# {shop.name}: unchanged\n")
-    assert f"`nonstop deploy {shop.name} --force`" in told
+    told = history.report(serving.name)
+    assert told.startswith(f"# {serving.name}: refused\n")
+    assert f"then: `nonstop rollback {serving.name}`." in told
+    serving.deploy("one", force=False)
+    assert history.runs(serving.name)[0]["state_name"] == "Unchanged"
+    told = history.report(serving.name)
+    assert told.startswith(f"# {serving.name}: unchanged\n")
+    assert f"`nonstop deploy {serving.name} --force`" in told
 
 
 def test_wrong_parameters_are_refused_in_a_sentence(shop: Shop) -> None:

@@ -16,6 +16,7 @@ from tasks.bluegreen.plan import plan_deploy
 from tasks.observe import observe
 from tasks.roll_back import roll_back
 from tests.lab.command import Command
+from tests.lab.long import LONG
 from tests.lab.shop import Shop
 
 
@@ -32,7 +33,7 @@ def late(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("deploys", [1, 2])
+@pytest.mark.parametrize("deploys", [1, LONG(2)])
 def test_a_run_that_lost_its_lock_leaves_another_run_s_release_alone(
     shop: Shop, first: bool, deploys: int
 ) -> None:

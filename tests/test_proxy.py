@@ -312,9 +312,8 @@ def test_the_log_of_a_new_proxy_does_not_fill_the_disk(shop: Shop) -> None:
     assert shop.releases() == {"two"}
 
 
-def test_a_large_upload_passes_through_a_new_proxy(shop: Shop) -> None:
-    shop.deploy("one")
-    answer = httpx.post(f"{shop.url}/posts", content=b"x" * (2 << 20), trust_env=False)
+def test_a_large_upload_passes_through_a_new_proxy(serving: Shop) -> None:
+    answer = httpx.post(f"{serving.url}/posts", content=b"x" * (2 << 20), trust_env=False)
     assert (answer.status_code, answer.text) == (200, "counted")
 
 
@@ -339,18 +338,16 @@ def test_replicas_keep_their_addresses_in_whatever_order_all_is_started(shop: Sh
     assert shop.live() == 2
 
 
-def test_requests_to_replicas_share_connections(shop: Shop) -> None:
-    shop.deploy("one")
+def test_requests_to_replicas_share_connections(serving: Shop) -> None:
     count = f"cat /proc/net/tcp | grep -c ':{3000:04X} '"
-    before = int(shop.exec(count))
+    before = int(serving.exec(count))
     for _ in range(200):
-        assert shop.get().is_success
-    assert int(shop.exec(count)) - before < 50
+        assert serving.get().is_success
+    assert int(serving.exec(count)) - before < 50
 
 
-def test_a_visitor_cannot_claim_another_address(shop: Shop) -> None:
-    shop.deploy("one")
-    site = shop.sites()
+def test_a_visitor_cannot_claim_another_address(serving: Shop) -> None:
+    site = serving.sites()
     assert "X-Forwarded-For $remote_addr;" in site
     assert "proxy_add_x_forwarded_for" not in site
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import signal
 from collections.abc import Iterator
@@ -22,10 +21,10 @@ from tasks.observe import observe
 from tests.lab import history
 from tests.lab.command import Command
 from tests.lab.deaths import MORTAL, ROOT, ensure_clean
+from tests.lab.long import LONG
 from tests.lab.nginx import OwnNginx, until_it_answers
 from tests.lab.shop import Shop, free_port
 
-LATER = functools.partial(pytest.param, marks=pytest.mark.long)
 BAD = {"verify": {"status": [418]}}  # it is healthy, and every visitor's page is wrong
 
 
@@ -55,35 +54,31 @@ def fails_when(folder: Path) -> dict[str, Any]:
 
 
 def test_from_a_bad_release_recovery_goes_back_to_the_warm_one(
-    command: Command, tmp_path: Path
+    serving: Shop, command: Command, tmp_path: Path
 ) -> None:
-    shop = command.shop
-    shop.deploy("one")
-    with shop.visitors(kinds=["get", "fresh", "post"]) as heard:
+    with serving.visitors(kinds=["get", "fresh", "post"]) as heard:
         dies_after_its_cutover(command, tmp_path, **BAD)
-        out, _ = command.run("recover", shop.name, "--wait", "20")
+        out, _ = command.run("recover", serving.name, "--wait", "20")
     assert heard.lost == 0, heard.losses
-    assert out.startswith(f"{shop.name}: put right, release 1 serves. Release 2 was not good: ")
+    assert out.startswith(f"{serving.name}: put right, release 1 serves. Release 2 was not good: ")
     assert "answers status 200" in out
-    assert shop.releases() == {"one"}
-    assert set(shop.containers()) == {"1-1", "1-2"}
-    ensure_clean(shop)
-    (run, *_) = history.runs(shop.name)
-    assert (run["name"], run["state_name"]) == (f"recover {shop.name}", "Completed")
+    assert serving.releases() == {"one"}
+    assert set(serving.containers()) == {"1-1", "1-2"}
+    ensure_clean(serving)
+    (run, *_) = history.runs(serving.name)
+    assert (run["name"], run["state_name"]) == (f"recover {serving.name}", "Completed")
     assert run["state"]["message"] == out.strip()
-    assert "Release 2 was not good" in history.report(shop.name)
+    assert "Release 2 was not good" in history.report(serving.name)
 
 
 def test_a_rollback_that_is_asked_for_meanwhile_is_what_recovery_did_already(
-    command: Command, tmp_path: Path
+    serving: Shop, command: Command, tmp_path: Path
 ) -> None:
-    shop = command.shop
-    shop.deploy("one")
     dies_after_its_cutover(command, tmp_path, **BAD)
-    out, _ = command.run("rollback", shop.name, "--wait", "20")
+    out, _ = command.run("rollback", serving.name, "--wait", "20")
     assert "the run that made release 2 live had died, so that was taken back" in out
-    assert shop.releases() == {"one"}
-    ensure_clean(shop)
+    assert serving.releases() == {"one"}
+    ensure_clean(serving)
 
 
 def test_a_run_that_is_refused_after_a_recovery_does_not_say_that_it_touched_nothing(
@@ -137,7 +132,7 @@ def test_a_bad_release_without_another_stays_and_a_person_is_asked(
     assert shop.releases() == {"two"}
 
 
-@pytest.mark.parametrize("way", ["exception", LATER("task time-out")])
+@pytest.mark.parametrize("way", ["exception", LONG("task time-out")])
 def test_a_recovery_that_ends_unexpectedly_is_unknown(
     command: Command, tmp_path: Path, way: str
 ) -> None:
@@ -172,7 +167,7 @@ def test_a_recovery_of_what_runs_without_its_proxy_is_refused(command: Command) 
     assert f"nothing to put right, neither {shop.proxy} nor a replica runs." in out
 
 
-@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("own", [True, LONG(False)])
 def test_a_proxy_that_lost_its_network_is_connected_again(command: Command, own: bool) -> None:
     """As an nginx of one's own that Compose made anew."""
     shop = command.shop
@@ -198,9 +193,9 @@ def test_a_proxy_that_lost_its_network_is_connected_again(command: Command, own:
 
 
 MOVES = [  # where the run dies, and whether recovery finishes the move
-    ({"step": "start-green", "when": "after"}, False),
+    LONG({"step": "start-green", "when": "after"}, False),
     ({"effect": "hup", "when": "before"}, True),  # the site is written and not loaded
-    LATER({"step": "reload-nginx", "when": "after"}, True),
+    LONG({"step": "reload-nginx", "when": "after"}, True),
 ]
 
 
@@ -228,7 +223,7 @@ def ensure_in_order(*places: Shop) -> None:
         assert not plan_recovery(observe.fn(place.name, place.app().proxy)).needed
 
 
-@pytest.mark.parametrize("then", ["recover", LATER("there"), LATER("here")])
+@pytest.mark.parametrize("then", ["recover", LONG("there"), LONG("here")])
 @pytest.mark.parametrize(("told", "finished"), MOVES)
 def test_a_run_that_dies_while_its_app_moves_to_another_proxy_is_finished_or_undone(
     command: Command, there: Shop, tmp_path: Path, told: dict[str, Any], finished: bool, then: str

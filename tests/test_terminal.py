@@ -15,6 +15,7 @@ from prefect.settings import PREFECT_API_URL
 
 from tests.lab.command import BIN, Command
 from tests.lab.host import Host
+from tests.lab.long import LONG
 from tests.lab.shop import Shop
 
 
@@ -70,17 +71,15 @@ def until_live(command: Command, process: subprocess.Popen[Any]) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("happens", [hang_up, interrupt_with_its_reader, fail_on_a_full_disk])
+@pytest.mark.parametrize("happens", [hang_up, interrupt_with_its_reader, LONG(fail_on_a_full_disk)])
 def test_a_deploy_that_nobody_reads_goes_back(
-    command: Command, happens: Callable[[Command], int]
+    serving: Shop, command: Command, happens: Callable[[Command], int]
 ) -> None:
-    shop = command.shop
-    shop.deploy("one")
-    with shop.visitors(kinds=["get", "post"]) as heard:
+    with serving.visitors(kinds=["get", "post"]) as heard:
         assert happens(command) == 1
     assert heard.lost == 0, heard.losses
-    assert shop.live() == 1
-    assert set(shop.containers()) == {"1-1", "1-2"}
+    assert serving.live() == 1
+    assert set(serving.containers()) == {"1-1", "1-2"}
 
 
 def test_a_deploy_that_nobody_reads_succeeds(command: Command) -> None:
