@@ -27,7 +27,7 @@ from tasks.bluegreen.errors import BadInput, Unavailable
 from tasks.bluegreen.units import Frozen
 
 STARTUP = 120.0  # seconds; a first start makes the database, on a busy machine slowly
-ANSWER = 10.0  # seconds for the Prefect server to answer
+ANSWER = 30.0  # seconds for the Prefect server to answer; a busy one was seen to need 10
 ROLL_BACK = 120.0  # seconds; Prefect gives each run 30 s to go back
 SETTINGS = {  # each gives way to what the environment or the profile says
     # A dead run is found by its silence; 30 s is the least that Prefect takes.

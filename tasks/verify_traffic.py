@@ -56,8 +56,7 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
                 ours += Attempts(1, bool(why))
                 in_a_row = in_a_row + 1 if why else 0
                 if why and (in_a_row >= verify.failures or is_worse(verify, ours, visits.blue)):
-                    for replica in replicas:  # a crash says more than the answers it spoilt
-                        ensure_alive(engine, plan, replica)
+                    ensure_all_alive(engine, plan, replicas)  # a crash says more than bad answers
                     raise BadTraffic(
                         f"Release {plan.green} of {app.name} failed {ours.failed} of {ours.total} "
                         f"requests of ours through {door.base}: {why}.",
@@ -66,8 +65,7 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
                 now = time.monotonic()
                 if now - looked >= LOOK:
                     looked = now
-                    for replica in replicas:
-                        ensure_alive(engine, plan, replica)
+                    ensure_all_alive(engine, plan, replicas)
                     judge(verify, plan, visits.green, visits.blue)
                 if now - began >= verify.bake_time and not in_a_row:
                     break
@@ -81,8 +79,7 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
             if verify.bake_time:
                 time.sleep(FLUSH)
                 visits.up_to_now()
-            for replica in replicas:
-                ensure_alive(engine, plan, replica)
+            ensure_all_alive(engine, plan, replicas)
             judge(verify, plan, visits.green, visits.blue)
             verified = _verified(ours, visits)
     if verified.deaf:
@@ -92,6 +89,16 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
         f"{visits.blue.failed} of {visits.blue.total})"
     )
     return verified
+
+
+def ensure_all_alive(engine: Engine, plan: Plan, replicas: tuple[Replica, ...]) -> None:
+    """Every replica runs as it was found healthy.
+
+    Raises:
+        ReplicaCrashed: one does not, with exit code and the last lines of its log.
+    """
+    for replica in replicas:
+        ensure_alive(engine, plan, replica)
 
 
 def _last(moments: Iterable[str]) -> float:

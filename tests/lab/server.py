@@ -17,7 +17,6 @@ from prefect.settings import (
     PREFECT_SERVER_ANALYTICS_ENABLED,
     temporary_settings,
 )
-from prefect.testing.utilities import prefect_test_harness
 
 from tests.lab.engine import tell
 from tests.lab.plain import PLAIN
@@ -31,6 +30,8 @@ STARTUP = 120.0
 @contextmanager
 def prefect_of_its_own() -> Iterator[None]:
     """A Prefect server with a database of its own, for as long as this is entered."""
+    from prefect.testing.utilities import prefect_test_harness  # all of the server: seconds
+
     with (
         temporary_settings(
             {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_SERVER_ANALYTICS_ENABLED: False}
