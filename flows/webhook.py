@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -217,6 +218,8 @@ def serve_webhooks(host: str = HOST, port: int = PORT) -> None:
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
     server = webhook_server(host, port)
+    gc.collect()
+    gc.freeze()  # what is imported stays: each look through it for garbage held answers up 0.1 s
     LOG.info("listening on %s:%d", host, port)
     with temporary_settings(ONCE):
         server.run()
