@@ -272,18 +272,18 @@ def step(host: Host, run: str, name: str) -> bool:
 def test_what_only_waited_when_its_runner_was_stopped_is_begun_by_the_next(host: Host) -> None:
     with host:
         assert host.ended(host.ask("deploy")) == "Completed"
-        slow = host.shop.described(verify={"bake_time": 60})
+        slow = host.shop.described(verify={"bake_time": 180})
         at_work = host.ask("deploy", app=slow, force=True)
-        host.until(lambda: step(host, at_work, "verify-traffic"), 60, "the cutover")
+        host.until(lambda: step(host, at_work, "verify-traffic"), 120, "the cutover")
         pushed = push(host)
-        host.until(lambda: step(host, pushed, "preflight"), 60, "the push's preflight")
-        back = host.ask("rollback", wait=60)
+        host.until(lambda: step(host, pushed, "preflight"), 120, "the push's preflight")
+        back = host.ask("rollback", wait=180)
         early = time.time() + 12  # and is fetched 10 s before
-        later = host.ask("deploy", at=early, image="nonstop-lab-hello:v2", wait=60)
-        host.until(lambda: step(host, back, "preflight"), 60, "the rollback's preflight")
-        host.until(lambda: host.state(later) in ("Pending", "Submitting"), 60, "its being fetched")
+        later = host.ask("deploy", at=early, image="nonstop-lab-hello:v2", wait=180)
+        host.until(lambda: step(host, back, "preflight"), 120, "the rollback's preflight")
+        host.until(lambda: host.state(later) in ("Pending", "Submitting"), 120, "its being fetched")
         host.process.terminate()
-        assert host.process.wait(60) == 0
+        assert host.process.wait(120) == 0
     assert host.shop.live() == 1
     assert [host.state(run) for run in (at_work, back)] == ["Cancelled"] * 2
     for run in (pushed, later):
@@ -304,9 +304,9 @@ def test_a_run_that_had_only_been_asked_for_is_no_crash_when_its_runner_is_stopp
 ) -> None:
     with host:
         run = host.ask("deploy")
-        host.until(lambda: host.state(run) in ("Pending", "Submitting"), 60, "its being fetched")
+        host.until(lambda: host.state(run) in ("Pending", "Submitting"), 120, "its being fetched")
         host.process.terminate()
-        assert host.process.wait(60) == 0
+        assert host.process.wait(120) == 0
     names = [one["name"] for one in host.get(f"flow_run_states/?flow_run_id={run}")]
     assert "Crashed" not in names
     assert names[-1] in ("Scheduled", "Late")
@@ -324,10 +324,10 @@ def test_what_only_waited_is_not_taken_for_dead_however_long_nobody_begins_it(ho
             Lock(engine, Nginx(engine, app.proxy), app.name, "another run", 0, print),
         ):
             pushed = push(host)
-            host.until(lambda: step(host, pushed, "preflight"), 60, "the push's preflight")
+            host.until(lambda: step(host, pushed, "preflight"), 120, "the push's preflight")
             time.sleep(35)  # its heartbeat has come
             host.process.terminate()
-            assert host.process.wait(60) == 0
+            assert host.process.wait(120) == 0
     time.sleep(SILENCE + 20)
     assert host.state(pushed) in ("Scheduled", "Late")
     with host:

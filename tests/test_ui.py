@@ -149,7 +149,7 @@ def test_a_no_in_the_form_of_a_paused_run_keeps_the_release_that_serves(
 ) -> None:
     before = shop.live()
     run = host.ask("deploy", image=another(shop), approve=True)
-    host.until(lambda: host.state(run) == "Paused", 60, "the pause")
+    host.until(lambda: host.state(run) == "Paused", 120, "the pause")
     with shop.visitors(kinds=["get", "post"]) as heard:
         ui.run(run)
         ui.state("Paused")
@@ -171,10 +171,10 @@ def test_a_cancel_on_the_run_s_page_goes_back_and_loses_nobody(
 ) -> None:
     before, image = shop.live() or 0, another(shop)
     with shop.visitors(kinds=["get", "post"]) as heard:
-        app = shop.described(image=image, verify={"bake_time": 60})
+        app = shop.described(image=image, verify={"bake_time": 180})
         run = host.ask("deploy", app=app)
         ui.run(run)
-        host.until(lambda: answers(shop) == str(before + 1), 60, "the cutover")
+        host.until(lambda: answers(shop) == str(before + 1), 120, "the cutover")
         ui.click("Cancel")
         ui.shot("4-cancel")
         ui.click("Confirm")
@@ -226,8 +226,8 @@ def test_the_history_tells_app_image_and_outcome_of_every_run(
     )
     unchanged = host.ask("deploy", image=image)
     refused = host.ask("deploy", image="hello:nowhere")
-    host.until(lambda: host.state(unchanged) == "Unchanged", 60, "Unchanged")
-    host.until(lambda: host.state(refused) == "Refused", 60, "Refused")
+    host.until(lambda: host.state(unchanged) == "Unchanged", 120, "Unchanged")
+    host.until(lambda: host.state(refused) == "Refused", 120, "Refused")
     listed(ui, f"deploy {shop.name} {image}", "Unchanged")
     listed(ui, f"deploy {shop.name} hello:nowhere", "Refused")
     listed(ui, f"deploy {shop.name} nonstop-lab-hello:v1", "Completed")

@@ -256,7 +256,7 @@ def test_beside_a_server_of_yours_a_failure_is_told_and_sigterm_has_a_deploy_go_
                     for block in ("sendgrid-email/lab", "slack-webhook/lab"):
                         ensure_automations(block)
                 back = second.ask("rollback")
-                second.until(lambda: second.state(back) == "Refused", 60, "a refusal")
+                second.until(lambda: second.state(back) == "Refused", 120, "a refusal")
                 second.until(lambda: back in str(told), 20, "a notification")
                 stopped_while_it_deploys(second, second.process.terminate)
             shop.api.stop(shop.proxy, timeout=3)
@@ -436,7 +436,7 @@ def begun(host: Host, flow: str, **changes: Any) -> str:
     """A run that has cut over and watches its green."""
     before = served(host.shop)
     run = host.ask(flow, app=host.shop.described(**changes))
-    host.until(lambda: served(host.shop) != before, 60, "the cutover")
+    host.until(lambda: served(host.shop) != before, 120, "the cutover")
     return run
 
 

@@ -137,7 +137,7 @@ class Host:
         """The name of a run's state."""
         return str(self.get(f"flow_runs/{run}")["state_name"])
 
-    def ended(self, run: str, limit: float = 60) -> str:
+    def ended(self, run: str, limit: float = 120) -> str:
         """The name of the state in which a run has ended."""
         self.until(lambda: self.state(run) in ENDS, limit, f"the end of {run}")
         return self.state(run)
