@@ -161,7 +161,7 @@ until flock -n 8; do
 done
 echo "$$ $HOLDER" > "$PROXY_LOCK"
 echo --turn
-[ "$(timeout 15 head -c 3 8>&-)" = go ] || exit
+[ "$(exec 8>&-; timeout 15 head -c 3)" = go ] || exit
 owner=free
 flock -n "$LOCK" true || owner=$(cat "$LOCK")
 [ "$owner" = "$HOLDER" ] || [ "$owner" = "$OR" ] || { echo "$owner"; exit 94; }
