@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -39,7 +37,6 @@ def test_a_deploy_is_measured_against_the_bare_engine_calls(api: Any) -> None:
         ]
 
 
-@pytest.mark.long
 def test_every_door_is_measured_from_the_request_to_the_cutover(api: Any) -> None:
     doors = figures("latency")
     assert list(doors) == ["schedule", "Prefect UI", "webhook"]

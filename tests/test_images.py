@@ -170,7 +170,6 @@ def test_a_registry_that_comes_back_meanwhile_is_no_reason_to_fail(
     assert shop.releases() == {"one"}
 
 
-@pytest.mark.long
 def test_a_registry_that_takes_the_question_and_never_answers_is_away(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,7 +184,6 @@ def test_a_registry_that_takes_the_question_and_never_answers_is_away(
     assert shop.releases() == {"one"}
 
 
-@pytest.mark.long
 def test_a_pull_that_takes_long_tells_how_far_it_is(
     registry: Registry, shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -207,7 +205,6 @@ def test_images_of_releases_that_are_gone_do_not_pile_up(registry: Registry, sho
     assert shop.releases() == {"r4"}
 
 
-@pytest.mark.long
 def test_images_that_only_the_host_has_stay(registry: Registry, shop: Shop) -> None:
     for image in (registry.build("one"), registry.build("two"), registry.push("three")):
         shop.deploy(image=image, replicas=1, keep=0, pull_policy="missing")
@@ -231,7 +228,6 @@ def test_an_image_that_was_built_here_stays_though_a_registry_has_it(
     assert registry.on_host() == 2  # without the one that was pulled
 
 
-@pytest.mark.long
 def test_an_image_that_may_not_be_pulled_stays(registry: Registry, shop: Shop) -> None:
     shop.deploy(image=(image := registry.push("one")), keep=0, **MINE)
     shop.deploy(image=image, replicas=1, keep=0, pull_policy="never")

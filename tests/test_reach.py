@@ -71,7 +71,6 @@ def test_a_deployer_may_run_in_a_container_on_the_app_s_network(shop: Shop, tmp_
     assert shop.releases() == {"v1"}
 
 
-@pytest.mark.long
 def test_a_green_that_is_bad_is_noticed_from_afar_too(shop: Shop, tmp_path: Path) -> None:
     shop.deploy("one")
     shop.description["environment"]["HEALTH_STATUS"] = "503"
@@ -81,7 +80,6 @@ def test_a_green_that_is_bad_is_noticed_from_afar_too(shop: Shop, tmp_path: Path
     assert shop.releases() == {"one"}
 
 
-@pytest.mark.long
 def test_a_proxy_from_which_replicas_cannot_be_asked_is_refused_only_from_afar(
     shop: Shop, tmp_path: Path
 ) -> None:
@@ -96,7 +94,6 @@ def test_a_proxy_from_which_replicas_cannot_be_asked_is_refused_only_from_afar(
     assert shop.releases() == {"two"}
 
 
-@pytest.mark.long
 def test_an_engine_may_be_reached_through_tls(shop: Shop, tmp_path: Path) -> None:
     with engine_behind_tls(tmp_path) as environment:
         shop.deploy("one")

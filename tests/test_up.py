@@ -280,7 +280,6 @@ def subjects(told: list[dict[str, str]]) -> set[str]:
     return {one["subject"] for one in told}
 
 
-@pytest.mark.long
 def test_ctrl_c_has_a_deploy_go_back(host: Host, api: Any, tmp_path: Path) -> None:
     shop = Shop(api)
     try:
