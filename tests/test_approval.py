@@ -111,7 +111,7 @@ def test_a_no_goes_back_and_says_who_refused(serving: Shop, aside: ThreadPoolExe
     assert header(serving)
     assert resume(run, by="Kim", why="a typo")["status"] == "ACCEPT"  # no is the default
     with pytest.raises(NotApproved) as caught:
-        future.result(timeout=60)
+        future.result(timeout=120)
     assert caught.value.what == f"Release 2 of {serving.name} was refused by Kim: a typo."
     assert caught.value.serves == "Release 1 serves, as before."
     assert until(run, "Failed")["state"]["message"].startswith("Release 2 of")
@@ -123,7 +123,7 @@ def test_a_no_goes_back_and_says_who_refused(serving: Shop, aside: ThreadPoolExe
 def test_no_answer_is_a_no(serving: Shop, aside: ThreadPoolExecutor) -> None:
     future, run = waiting(aside, serving, within=4)
     with pytest.raises(NotApproved, match=r"Nobody approved release 2 of .* within 4 s"):
-        future.result(timeout=60)
+        future.result(timeout=120)
     state = until(run, "Failed")["state"]
     assert "Nobody approved" in state["message"]
     assert "Release 1 serves, as before." in state["message"]
@@ -135,7 +135,7 @@ def test_the_time_for_a_yes_ends_with_the_release_window_unless_there_is_a_reaso
     shop: Shop, aside: ThreadPoolExecutor
 ) -> None:
     shop.deploy("one")
-    closing = minute(15)
+    closing = minute(25)
     opens = {"opens": f"{closing - timedelta(hours=1):%H:%M}", "closes": f"{closing:%H:%M}"}
     future, run = waiting(aside, shop, within=300, window=[opens])
     told = (
@@ -155,7 +155,7 @@ def test_the_time_for_a_yes_ends_with_the_release_window_unless_there_is_a_reaso
     future, run = paused(aside, shop, start)
     assert "release window" not in history.artifact(f"approval-{shop.name}")
     resume(run, approve=True, by="Kim")
-    assert future.result(timeout=60).release == 2
+    assert future.result(timeout=120).release == 2
 
 
 def test_nobody_is_asked_once_the_window_has_closed(shop: Shop) -> None:
@@ -217,7 +217,7 @@ def test_a_template_of_one_s_own_previews_when_it_uses_the_pool(
         f"approval-{shop.name}"
     )
     resume(run, approve=True, by="Kim")
-    assert future.result(timeout=60).release == 2
+    assert future.result(timeout=120).release == 2
 
 
 def test_a_first_deploy_and_a_rollback_are_approved_too(
@@ -228,7 +228,7 @@ def test_a_first_deploy_and_a_rollback_are_approved_too(
         f"approval-{shop.name}"
     )
     resume(run, approve=True, by="Kim")
-    assert future.result(timeout=60).release == 1
+    assert future.result(timeout=120).release == 1
     shop.deploy("three")
     for answer in (False, True):
         back = partial(rollback, shop.name, approve=True, approve_within=60)
@@ -237,10 +237,10 @@ def test_a_first_deploy_and_a_rollback_are_approved_too(
         assert shop.get(**header(shop)).headers["X-Nonstop-Release"] == "3"
         assert resume(run, approve=answer, by="Kim")["status"] == "ACCEPT"
         if answer:
-            assert future.result(timeout=60).release == 3
+            assert future.result(timeout=120).release == 3
         else:
             with pytest.raises(NotApproved, match=f"Release 3 of {shop.name} was refused by Kim"):
-                future.result(timeout=60)
+                future.result(timeout=120)
     assert shop.releases() == {"two"}
 
 

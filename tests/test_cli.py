@@ -135,7 +135,7 @@ def test_a_deploy_that_is_interrupted_goes_back_first(
         process.send_signal(number)
         time.sleep(0.1)
         process.send_signal(number)  # an impatient second one does not cut the way back
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "Traceback" not in err
     assert "Interrupted. Release 1 serves, as before." in " ".join(err.split())
@@ -156,7 +156,7 @@ def test_a_deploy_that_is_interrupted_when_green_is_good_has_succeeded(command: 
             assert line, "it ended"
         time.sleep(1)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     told = json.loads(out)
     assert (told["outcome"], told["release"], told["cleanup"]) == ("succeeded", 2, "pending")
@@ -170,7 +170,7 @@ def test_a_cancel_in_the_ui_has_a_deploy_of_the_command_go_back(
     with deploying(command, bake=5) as process:
         run = history.runs(serving.name)[0]
         cancel(run["id"])
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "Cancelled. Release 1 serves, as before." in " ".join(err.split())
     assert "Traceback" not in err
@@ -189,7 +189,7 @@ def test_without_a_server_the_history_is_there_when_one_is_started(
     with deploying(command) as process:
         os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C: the server hears it as well
         began = time.monotonic()
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=120)
         assert time.monotonic() - began < 20, err
     assert command.shop.live() == 1
     port = free_port()
@@ -210,7 +210,7 @@ def test_without_a_server_the_history_is_there_when_one_is_started(
         steps = history.request("POST", f"{url}/task_runs/filter", {}).json()
     finally:
         server.terminate()
-        server.wait(60)
+        server.wait(120)
     assert sorted(run["state_name"] for run in runs) == ["Completed", "Crashed"]
     names = {step["name"].partition(" ")[0] for step in steps}
     assert {"start-green", "health-check", "reload-nginx", "teardown-blue"} <= names
@@ -253,7 +253,7 @@ def test_a_run_s_heart_beats_more_often_than_silence_is_a_death() -> None:
         env={name: os.environ[name] for name in os.environ if "HEARTBEAT" not in name},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     ).stdout
     assert float(out) <= SILENCE / 3

@@ -104,7 +104,7 @@ def test_a_run_that_is_tried_again_long_before_its_opening_waits(
 
 
 def test_what_waited_for_the_opening_is_deployed_then(shop: Shop, served: Served) -> None:
-    opening = minute(45)
+    opening = minute(60)
     opens = {"opens": f"{opening:%H:%M}", "closes": f"{opening + timedelta(hours=1):%H:%M}"}
     app = shop.described(window=[opens])
     # Prefect may be too early by a moment, or not: of these three it is enough to know the end
@@ -112,6 +112,7 @@ def test_what_waited_for_the_opening_is_deployed_then(shop: Shop, served: Served
     runs = [served.start("deploy", app=one) for one in (app, *others)]
     told = [until(run, "Postponed")["state"]["message"] for run in runs]
     waits = [re.findall(r"flow-run/([0-9a-f-]{36})", words)[0] for words in told]
+    time.sleep(max(0, (opening - datetime.now(UTC)).total_seconds()))
     until(waits[0], "Completed")
     assert datetime.now(UTC) > opening - timedelta(seconds=1)
     assert shop.live() == 1
@@ -122,7 +123,7 @@ def test_what_waited_for_the_opening_is_deployed_then(shop: Shop, served: Served
 def test_a_window_that_closes_while_a_run_waits_for_another_one_is_closed(command: Command) -> None:
     shop = command.shop
     shop.deploy("one")
-    closing = minute(6)
+    closing = minute(20)
     opens = {"opens": f"{closing - timedelta(hours=1):%H:%M}", "closes": f"{closing:%H:%M}"}
     command.describe(window=[opens])
     with (
@@ -132,7 +133,7 @@ def test_a_window_that_closes_while_a_run_waits_for_another_one_is_closed(comman
         waits = command.start("deploy", shop.name, "--wait", "100")
         time.sleep((closing - datetime.now(UTC)).total_seconds())
         assert waits.poll() is None
-    _, err = waits.communicate(timeout=60)
+    _, err = waits.communicate(timeout=120)
     assert f"{shop.name} may not be deployed before" in " ".join(err.split())
     assert waits.returncode == 2
     assert shop.live() == 1

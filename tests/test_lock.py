@@ -44,7 +44,7 @@ def test_a_second_run_says_who_holds_the_lock_and_touches_nothing(command: Comma
             assert "a run died" not in said
         assert (shop.containers(), shop.sites()) == before
         first.send_signal(signal.SIGINT)
-        first.wait(60)
+        first.wait(120)
     assert shop.live() == 1
 
 
@@ -69,7 +69,7 @@ def test_a_run_with_another_proxy_is_kept_out_as_well(command: Command) -> None:
             assert f"process {first.pid}, since 20" in " ".join(err.split())
             assert (shop.containers(), shop.sites()) == before
             first.send_signal(signal.SIGINT)
-            first.wait(60)
+            first.wait(120)
         _, err = command.run("deploy", shop.name)  # and then it may move there
         assert f"behind the proxy {shop.proxy} and is left alone" in " ".join(err.split())
         assert shop.containers() == dict.fromkeys(("1-1", "1-2", "2-1", "2-2"), "running")
@@ -95,7 +95,7 @@ def test_a_second_run_that_waits_comes_after_the_first(command: Command) -> None
             said += second.stderr.readline() if second.stderr else ""
         assert shop.live() == 2
         first.send_signal(signal.SIGINT)
-        _, err = second.communicate(timeout=60)
+        _, err = second.communicate(timeout=120)
     assert second.returncode == 0, err
     assert heard.lost == 0, heard.losses
     assert shop.get().text.endswith(",v2")
@@ -154,7 +154,7 @@ def test_a_run_that_lost_its_lock_does_not_switch(serving: Shop, command: Comman
     while (seen := observe.fn(serving.name)).holder:
         assert process.poll() is None
     assert [seen.died(release) for release in seen.releases] == [False, True]
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "is no longer this run's (now: free)" in " ".join(err.split())
     assert "Release 1 serves, as before." in " ".join(err.split())

@@ -57,6 +57,6 @@ def test_what_may_have_served_stays_and_a_person_is_asked(command: Command) -> N
 def reload(shop: Shop, serves: int | None) -> None:
     """The running nginx has taken what there is now."""
     shop.api.kill(shop.proxy, "HUP")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (live.number if (live := observe.fn(shop.name).live) else None) != serves:
         assert time.monotonic() < deadline, live

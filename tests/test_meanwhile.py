@@ -80,7 +80,7 @@ def test_a_rollback_that_waited_does_not_put_the_bad_release_back(command: Comma
         assert first.poll() is None
         time.sleep(0.1)
     _, err = command.run("rollback", shop.name, "--wait", "60", code=2)
-    assert first.wait(60) == 0
+    assert first.wait(120) == 0
     said = " ".join(err.split())
     assert f"Another run made release 3 of {shop.name} live meanwhile, instead of 2" in said
     assert shop.releases() == {"good"}

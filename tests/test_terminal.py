@@ -26,7 +26,7 @@ def hang_up(command: Command) -> int:
     os.close(terminal)
     until_live(command, process)
     os.close(ours)
-    return process.wait(60)
+    return process.wait(120)
 
 
 def interrupt_with_its_reader(command: Command) -> int:
@@ -36,7 +36,7 @@ def interrupt_with_its_reader(command: Command) -> int:
     assert process.stderr
     process.stderr.close()
     process.send_signal(signal.SIGINT)
-    return process.wait(60)
+    return process.wait(120)
 
 
 def fail_on_a_full_disk(command: Command) -> int:
@@ -45,7 +45,7 @@ def fail_on_a_full_disk(command: Command) -> int:
         process = started(command, stderr=full)
     until_live(command, process)
     command.shop.api.kill(command.shop.container("2-1"))
-    return process.wait(60)
+    return process.wait(120)
 
 
 def started(
@@ -104,6 +104,6 @@ def test_up_stops_in_order_when_its_terminal_is_closed(shop: Shop, tmp_path: Pat
         said += os.read(ours, 4096)
     below = host.children()
     os.close(ours)
-    assert host.process.wait(60) == 0
+    assert host.process.wait(120) == 0
     assert len(below) >= 2
     assert not [pid for pid in below if Path(f"/proc/{pid}").exists()]

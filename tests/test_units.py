@@ -25,7 +25,7 @@ def systemd(folder: Path, *options: str, code: int = 0, **environment: str) -> s
         env=os.environ | {"PREFECT_API_URL": ""} | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == code, done.stderr
@@ -50,7 +50,7 @@ def test_the_units_are_such_as_systemd_accepts(tmp_path: Path) -> None:
         ["systemd-analyze", "verify", *units],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert [line for line in done.stderr.splitlines() if "nonstop-" in line] == []

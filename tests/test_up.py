@@ -72,7 +72,7 @@ def test_runs_that_the_api_is_asked_for_deploy_and_roll_back(host: Host) -> None
 
 def test_a_second_one_on_the_same_host_says_so(host: Host) -> None:
     already = len(host.said())
-    assert host.start().wait(60) == 2
+    assert host.start().wait(120) == 2
     said = f"`nonstop up` runs on this host already, as process {host.process.pid}."
     assert said in " ".join(host.said()[already:].split())
 
@@ -114,7 +114,7 @@ def refused(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"PREFECT_API_URL": "", "PREFECT_HOME": str(folder / "home")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 2, done.stderr
@@ -225,7 +225,7 @@ def test_a_schedule_and_an_event_deploy_by_themselves(host: Host, api: Any, tmp_
                     json.dumps({"image": "nonstop-lab-hello:v2"}),
                 ],
                 env=os.environ | {"PREFECT_API_URL": host.url},
-                timeout=60,
+                timeout=120,
                 check=True,
             )
             second.until(
@@ -298,7 +298,7 @@ def stopped_while_it_deploys(host: Host, stop: Callable[[], None]) -> None:
         assert [command for command in below.values() if "prefect.engine" in command]
         began = time.monotonic()
         stop()
-        assert host.process.wait(60) == 0
+        assert host.process.wait(120) == 0
         assert time.monotonic() - began < 45
     assert heard.lost == 0, heard.losses
     assert host.shop.live() == 1
@@ -339,7 +339,7 @@ def receiver(api: str) -> Iterator[list[dict[str, str]]]:
 def test_a_block_that_is_not_there_is_named(host: Host, tmp_path: Path) -> None:
     options = ("--notify", "slack-webhook/nope")
     second = Host(host.shop, tmp_path, api=host.url, options=options)
-    assert second.start().wait(60) == 2
+    assert second.start().wait(120) == 2
     said = " ".join(second.said().split())
     assert "The Prefect server has no block slack-webhook/nope to notify with: create it" in said
 
@@ -349,7 +349,7 @@ def test_what_the_server_refuses_is_said_once_and_not_tried_again(
 ) -> None:
     second = Host(host.shop, tmp_path, api=host.url)
     second.describe({**LEAVING, "name": "refused", "concurrency_limit": 0})
-    assert second.start().wait(60) == 2
+    assert second.start().wait(120) == 2
     said = " ".join(second.said().split())
     words = "prefect.yaml: the Prefect server refuses rollback/refused: body.concurrency_limit: "
     assert f"{words}Input should be greater than 0" in said
@@ -393,7 +393,7 @@ def test_a_deploy_that_outlived_its_runner_goes_back_too_when_all_is_stopped(
             below = second.children()
             os.kill(second.child("flows.runner"), signal.SIGKILL)
             second.process.send_signal(signal.SIGTERM)
-            assert second.process.wait(60) == 0
+            assert second.process.wait(120) == 0
         assert shop.live() == 1
         assert not [pid for pid in below if alive(pid)]
     finally:

@@ -34,7 +34,7 @@ def test_the_event_of_prefect_yaml_deploys_the_image_that_it_names(
             ROOT, "event", "emit", "image.pushed", "--resource-id", resource, "--payload", payload
         )
     runs: list[FlowRun] = []
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not runs:
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -95,7 +95,7 @@ def test_of_work_what_ends_last_is_the_newest_whenever_it_began(
     long = Pushed(app.path, "main", at=began + 300, took=300)  # it pushes the image
     said = [receiver.send(way(one, receiver.secrets[sender])).json() for one in (short, long)]
     first, second = (one["runs"][0]["run"] for one in said)
-    wanted, deadline = {first: "Superseded", second: "Scheduled"}, time.monotonic() + 20
+    wanted, deadline = {first: "Superseded", second: "Scheduled"}, time.monotonic() + 60
     while (states := {str(run.id): run.state_name for run in app.runs()}) != wanted:
         assert time.monotonic() < deadline, f"{states} instead of {wanted}"
         time.sleep(0.05)

@@ -118,7 +118,7 @@ def test_the_receivers_command_ends_well_and_logs_lines_of_json(
         assert process.stderr is not None
         assert '"what": "listening on 127.0.0.1:' in process.stderr.readline()
         url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             try:
                 answer = httpx.post(
@@ -146,7 +146,7 @@ def test_the_receivers_command_needs_a_prefect_server(tmp_path: Path) -> None:
         env=os.environ | {"PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 2

@@ -121,7 +121,7 @@ def test_a_push_of_an_app_that_is_described_wrongly_is_a_run_that_says_so(
     assert receiver.send(harbor(Pushed(app.path), receiver.secrets["harbor"])).status_code == 202
     (run,) = app.runs()
     with executing(run) as process:
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
     (run,) = app.runs()
     assert run.state is not None
     assert (run.state.type, run.state.name) == ("FAILED", "Refused")
@@ -218,7 +218,7 @@ def test_a_run_that_only_waits_for_another_one_gives_way_to_a_newer_push(
             assert line, said
             said += line
         receiver.send(harbor(Pushed("hello", "v3", at=now - 10), secret))
-        process.communicate(timeout=60)  # while the other one is at work
+        process.communicate(timeout=120)  # while the other one is at work
     app.settled({"v2": "Superseded", "v3": "Scheduled"})
     assert shop.containers() == before
     assert shop.live() == 1
@@ -230,7 +230,7 @@ def test_a_push_that_waits_for_a_window_is_still_as_old_as_it_was(receiver: Rece
     receiver.send(harbor(Pushed(app.path, "1.1", at=now - 20), secret))
     (asked,) = app.runs()
     with executing(asked) as process:
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
     (waits,) = [run for run in app.runs() if run.id != asked.id]
     assert app.states() == {"1.1": "Scheduled"}
     assert set(waits.tags) == {*asked.tags, f"app:{app.name}", "postponed"}
@@ -255,7 +255,7 @@ def test_the_newest_push_of_a_long_closed_time_is_known(receiver: Receiver) -> N
             if n != newest:
                 client.set_flow_run_state(run.id, Cancelled(name=SUPERSEDED), force=True)
     receiver.send(harbor(Pushed(app.path, "older", at=now - 30), receiver.secrets["harbor"]))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while app.states()["older"] != SUPERSEDED:
         assert time.monotonic() < deadline, app.states()
         time.sleep(0.1)

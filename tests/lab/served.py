@@ -22,7 +22,7 @@ from prefect.deployments.runner import RunnerDeployment
 name, *entrypoints = sys.argv[1:]
 serve(*(RunnerDeployment.from_entrypoint(entrypoint, name=name) for entrypoint in entrypoints))
 """
-PATIENCE = 90.0  # seconds for whatever is waited for
+PATIENCE = 120.0  # seconds for whatever is waited for
 
 
 class Served:
