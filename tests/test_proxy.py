@@ -52,7 +52,7 @@ def test_an_nginx_of_the_user_s_own_comes_back_after_a_crash_as_before(shop: Sho
     shop.api.update_container(shop.proxy, restart_policy={"Name": "unless-stopped"})
     shop.deploy("one")
     shop.deploy("two")
-    os.kill(shop.api.inspect_container(shop.proxy)["State"]["Pid"], signal.SIGKILL)
+    shop.crash(shop.proxy)
     until_it_answers(shop)
     assert shop.releases() == {"two"}
 

@@ -66,7 +66,7 @@ def test_container_addresses_need_not_be_reached_from_the_deployer(
 
 def test_a_deployer_may_run_in_a_container_on_the_app_s_network(shop: Shop, tmp_path: Path) -> None:
     shop.deploy("one")
-    beside = shop.api.inspect_container(shop.container("1-1"))["State"]["Pid"]
+    beside = shop.pid(shop.container("1-1"))
     deploy_from(shop, tmp_path, ["nsenter", "--target", str(beside), "--net"])
     assert shop.releases() == {"v1"}
 

@@ -43,18 +43,11 @@ class World:
         command.describe()
         self.deaths = Deaths(command, folder)
 
-    def pid(self, container: str) -> int:
-        """Process id of a container's first process; 0 when it is not running."""
-        pid: int = self.machine.api.inspect_container(container)["State"]["Pid"]
-        return pid
-
     def crash(self, *containers: str) -> None:
-        """The containers' processes are killed, as by the kernel; Docker starts them again."""
+        """They are killed, as by the kernel; Docker starts them again."""
         for container in containers:
-            if pid := self.pid(container):
-                os.kill(pid, signal.SIGKILL)
-                while self.pid(container) in (0, pid):
-                    time.sleep(0.05)
+            if self.shop.pid(container):
+                self.shop.crash(container)
 
     def has_run_for(self, seconds: float, container: str) -> None:
         """That long since its start."""

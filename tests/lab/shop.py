@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import signal
 import socket
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -129,6 +131,19 @@ class Shop:
     def container(self, name: str) -> str:
         """The full name of a container like `2-1`: release, replica."""
         return f"{self.name}-{name}"
+
+    def pid(self, container: str) -> int:
+        """Process id of a container's first process; 0 when it is not running."""
+        pid: int = self.api.inspect_container(container)["State"]["Pid"]
+        return pid
+
+    def crash(self, container: str) -> None:
+        """Its first process was killed, as by the kernel, and Docker has started it again."""
+        pid = self.pid(container)
+        assert pid, f"{container} does not run"
+        os.kill(pid, signal.SIGKILL)
+        while self.pid(container) in (0, pid):
+            time.sleep(0.05)
 
     def exec(self, command: str) -> str:
         """What a shell in the proxy prints."""
