@@ -11,8 +11,7 @@ from prefect.client.orchestration import PrefectClient
 
 LARGEST = 50  # runs in one request; the server takes at most 100
 MOST = 300  # runs of one deployment that wait to be asked for
-TRIES = 4
-AGAIN = 0.1  # seconds before the next try; SQLite says that it is locked without waiting
+AGAIN = (0.01, 0.1, 0.3)  # seconds before a further try; SQLite says at once that it is locked
 
 
 class Busy(Exception):
@@ -112,11 +111,11 @@ class Batches:
     async def _try(self, deployment: UUID, runs: list[dict[str, Any]]) -> list[UUID | Exception]:
         """The id of each, after further tries for those that the server did not create."""
         results = await self._ask(deployment, runs)
-        for number in range(1, TRIES):
+        for pause in AGAIN:
             left = [index for index, one in enumerate(results) if isinstance(one, NotCreated)]
             if not left:
                 break
-            await asyncio.sleep(AGAIN * number)
+            await asyncio.sleep(pause)
             again = await self._ask(deployment, [runs[index] for index in left])
             for index, result in zip(left, again, strict=True):
                 results[index] = result

@@ -110,6 +110,7 @@ def split(reference: str) -> tuple[str, str, str]:
     return repository, tag, digest
 
 
+@lru_cache(4096)  # each push is held against every app
 def name(repository: str) -> Name:
     """A repository in one spelling: `shop` and `docker.io/library/shop` are the same."""
     first, _, rest = repository.lower().partition("/")

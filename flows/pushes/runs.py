@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
@@ -120,7 +121,7 @@ class Runs:
             run = Run(
                 app=app.name,
                 run=created.id,
-                address=url_for("flow-run", created.id) or "",
+                address=_address(created.id),
                 newer=created.newer,
             )
         self._settle_soon(app.deployment)
@@ -212,7 +213,7 @@ class Runs:
         """A run that has not begun and deploys that image: it will take what is there then."""
         for run in await self._scheduled(app.deployment):
             if run.parameters.get("image") == image:
-                return Run(app=app.name, run=run.id, address=url_for("flow-run", run.id) or "")
+                return Run(app=app.name, run=run.id, address=_address(run.id))
         return None
 
     def _settle_soon(self, deployment: UUID) -> None:
@@ -235,6 +236,11 @@ class Runs:
                 await self.settle(deployment)
             except Exception:  # whatever it is, runs look themselves later
                 LOG.warning("older runs could not be superseded now", exc_info=True)
+
+
+@lru_cache(256)  # pushes of one moment share a run
+def _address(run: UUID) -> str:
+    return url_for("flow-run", run) or ""
 
 
 def _matching(
