@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
 import httpx
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from prefect.artifacts import create_markdown_artifact
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.context import SettingsContext, get_settings_context
 from prefect.logging import get_run_logger
 
+from flows.server import briefly, once_free
 from tasks.bluegreen.model import Report
 from tasks.bluegreen.site import TEMPLATES
-
-BRIEF = 10.0  # seconds
 
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(TEMPLATES),
@@ -39,36 +35,17 @@ def publish(report: Report, outcome: str, again: str) -> None:
     """
     if not report.app:
         return
+    keep = partial(
+        create_markdown_artifact,
+        markdown(report, outcome, again),
+        key=f"report-{report.app}",
+        description=report.message,
+    )
     try:
         with briefly():
-            create_markdown_artifact(
-                markdown(report, outcome, again),
-                key=f"report-{report.app}",
-                description=report.message,
-            )
+            once_free(keep)
     except (httpx.HTTPError, RuntimeError) as error:
         get_run_logger().warning("The report could not be kept in Prefect: %s", error)
-
-
-@contextmanager
-def briefly() -> Iterator[SyncPrefectClient]:
-    """Within, a server that is away is not waited for: no deploy depends on what is asked.
-
-    The client is the run's own, and what Prefect's functions use within. Prefect's
-    `temporary_settings` would read all of its files and variables again, for 50 ms a time.
-    """
-    here = get_settings_context()
-    once = here.settings.client.model_copy(update={"max_retries": 0})
-    settings = here.settings.model_copy(update={"client": once})
-    with (
-        SettingsContext(profile=here.profile, settings=settings),
-        get_client(sync_client=True) as client,
-    ):
-        patience, client._client.timeout = client._client.timeout, httpx.Timeout(BRIEF)
-        try:
-            yield client
-        finally:
-            client._client.timeout = patience
 
 
 def markdown(report: Report, outcome: str, again: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 import httpx
 from prefect.runtime import flow_run
 
-from flows.artifact import briefly
+from flows.server import briefly, once_free
 from tasks.bluegreen.app import IMAGE, NAME
 from tasks.overtaken import SUPERSEDED
 
@@ -45,7 +46,7 @@ def rollback_name() -> str:
 def rename(name: str) -> None:
     """The run is called so from now on; a server that is away costs the name, never the deploy."""
     with suppress(httpx.HTTPError), briefly() as client:
-        client.update_flow_run(UUID(str(flow_run.id)), name=name)
+        once_free(partial(client.update_flow_run, UUID(str(flow_run.id)), name=name))
 
 
 def command() -> str:

@@ -19,8 +19,9 @@ from prefect.runtime import flow_run
 from pydantic import TypeAdapter, ValidationError
 
 from flows.account import begin, completed, failed, unexpected
-from flows.artifact import briefly, publish
+from flows.artifact import publish
 from flows.names import POSTPONED, REFUSED, UNCHANGED, UNKNOWN, app_name, command
+from flows.server import briefly, once_free
 from tasks.bluegreen.app import complaints
 from tasks.bluegreen.errors import (
     BadInput,
@@ -152,4 +153,4 @@ def tag(app: str) -> None:
     """The run can be found by its app, however it was started."""
     tags = {*flow_run.tags, f"app:{app}"}
     with suppress(httpx.HTTPError), briefly() as client:
-        client.update_flow_run(UUID(str(flow_run.id)), tags=tags)
+        once_free(functools.partial(client.update_flow_run, UUID(str(flow_run.id)), tags=tags))

@@ -13,12 +13,14 @@ import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.artifact import BRIEF, briefly, markdown
+from flows.artifact import markdown, publish
 from flows.deploy import deploy, rollback
 from flows.reported import reported
+from flows.server import BRIEF, BUSY, briefly
 from tasks.bluegreen.errors import BadInput, BadTraffic, Failed, NothingKept, ReplicaCrashed
 from tasks.bluegreen.model import Report
 from tests.lab import history
+from tests.lab.busy import busy
 from tests.lab.shop import Shop
 
 SIX = (
@@ -167,6 +169,19 @@ def test_a_report_ends_with_the_next_command(outcome: Any, state: str, words: st
     said = markdown(report, state, "AGAIN").partition("## Next")[2]
     assert words in said
     assert said.count("`AGAIN") == words.count("`AGAIN")
+
+
+@pytest.mark.parametrize("times", [0, 1, len(BUSY), len(BUSY) + 1])
+def test_a_server_that_is_busy_for_a_moment_costs_no_report(
+    prefect: None, caplog: pytest.LogCaptureFixture, times: int
+) -> None:
+    name = f"busy-{uuid4().hex[:8]}"
+    report = Report(outcome="succeeded", app=name, message="So it is.", release=1)
+    with busy("/artifacts/", times):
+        flow(publish)(report, "succeeded", "nonstop deploy")
+    if times <= len(BUSY):
+        assert history.report(name).startswith(f"# {name}: succeeded\n\nSo it is.\n")
+    assert ("The report could not be kept" in caplog.text) == (times > len(BUSY))
 
 
 def test_a_server_that_is_silent_is_asked_once_and_not_for_long() -> None:

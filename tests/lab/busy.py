@@ -1,0 +1,49 @@
+"""A way to the tests' Prefect server on which some writes are refused, as when SQLite is locked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+import httpx
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+
+@contextmanager
+def busy(path: str, times: int) -> Iterator[None]:
+    """Within, the server says 503 to the first so many requests whose path ends so."""
+    server = urlsplit(str(PREFECT_API_URL.value()))._replace(path="").geturl()
+    left = iter(range(times))
+
+    class Front(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.path.endswith(path) and next(left, None) is not None:
+                status, content = 503, b'{"exception_message": "Service Unavailable"}'
+            else:
+                headers = {"Content-Type": "application/json"}
+                told = httpx.request(
+                    self.command, server + self.path, content=body, headers=headers, trust_env=False
+                )
+                status, content = told.status_code, told.content
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_PATCH = answer  # noqa: N815  # the names that are called
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nobody reads it."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Front) as front:
+        threading.Thread(target=front.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{front.server_port}/api"
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield
+        front.shutdown()
