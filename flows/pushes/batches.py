@@ -11,7 +11,7 @@ from prefect.client.orchestration import PrefectClient
 
 LARGEST = 50  # runs in one request; the server takes at most 100
 MOST = 300  # runs of one deployment that wait to be asked for
-AGAIN = (0.01, 0.1, 0.3)  # seconds before a further try; SQLite says at once that it is locked
+AGAIN = (0.01, 0.1, 0.2, 0.3)  # seconds before further tries; SQLite says at once that it is locked
 
 
 class Busy(Exception):
