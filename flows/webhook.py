@@ -1,8 +1,10 @@
 """The receiver of webhooks: a signed push of an image becomes a run of the apps that wait for it.
 
-A delivery is answered when its runs are on the Prefect server, and with 503 when they can't be, so
-that nothing that was answered well is ever lost. Senders that repeat do so after a 503; GitHub and
-Docker Hub don't, there a person delivers again.
+A push is answered once it is on the disk, and handed over to the Prefect server from there: nothing
+that was answered well is lost, whatever dies. One that comes alone is answered with its run; in a
+crowd nobody waits for the server. What can't be kept, or not be understood because the server is
+away, is answered with 503. Senders that repeat do so then; GitHub and Docker Hub don't, there a
+person delivers again.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import asyncio
 import gc
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -20,17 +23,24 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_HOME,
+    temporary_settings,
+)
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from flows.pushes.answers import REFUSALS, Answer, answer
+from flows.pushes.answers import REFUSALS, Answer, Problem, answer
 from flows.pushes.guard import TOLD, Guard, Limits, Lines, Metrics, plain, settings
-from flows.pushes.runs import Runs
+from flows.pushes.outbox import Outbox
+from flows.pushes.runs import PUSHES, Run, Runs
 from flows.pushes.senders import FRESH, SECRETS, SENDERS, Secrets, Sender
 from flows.pushes.signatures import Delivery
 from tasks.bluegreen.errors import EXIT_CODES, BadInput, NonstopError
@@ -51,10 +61,11 @@ class Health(Frozen):
     prefect: Literal["answers", "away"]
 
 
-def create_app(limits: Limits | None = None, fresh: float = FRESH) -> FastAPI:
+def create_app(outbox: Outbox, limits: Limits | None = None, fresh: float = FRESH) -> FastAPI:
     """The receiver for the Prefect server that the settings name.
 
     Args:
+        outbox: where pushes are kept; it is closed with the receiver.
         limits: what requests may take.
         fresh: seconds until a changed secret counts.
     """
@@ -64,10 +75,12 @@ def create_app(limits: Limits | None = None, fresh: float = FRESH) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with get_client() as client:
             folder = os.environ.get(SECRETS)
-            app.state.client, app.state.runs = client, Runs(client)
+            app.state.client, app.state.runs = client, Runs(client, outbox)
+            metrics.waiting.set_function(lambda: app.state.runs.waiting)
             app.state.secrets = Secrets(client, Path(folder) if folder else None, fresh)
             yield
             await app.state.runs.close()
+        outbox.close()
 
     app = FastAPI(
         title="nonstop webhooks", docs_url=None, redoc_url=None, lifespan=lifespan, version="1"
@@ -86,10 +99,21 @@ def create_app(limits: Limits | None = None, fresh: float = FRESH) -> FastAPI:
             summary=sender.title,
             description=sender.repeats,
             responses=REFUSALS
-            | {202: {"description": "Its runs are on the Prefect server."}}
+            | {202: {"description": "Its runs are on the Prefect server, or follow."}}
             | {200: {"model": Answer, "description": "It asks for no run, and says why."}},
             openapi_extra=_described(sender),
         )
+    app.add_api_route(
+        f"{PUSHES}/{{push}}",
+        _push,
+        methods=["GET"],
+        status_code=303,
+        response_model=Run,
+        summary="The run of a push",
+        responses=REFUSALS
+        | {202: {"model": Run, "description": "It is not on the Prefect server yet."}}
+        | {404: {"model": Problem, "description": "No such push is known, or not any more."}},
+    )
     app.add_api_route(
         "/health",
         _health,
@@ -122,7 +146,7 @@ def _receiver(sender: Sender) -> Callable[[Request], Awaitable[Response]]:
         told["body"] = delivery.digest[:12]
         given = await answer(sender, delivery, request.app.state.secrets, request.app.state.runs)
         told["outcome"] = given.outcome
-        told["runs"] = [str(run.run) for run in given.runs]
+        told["runs"] = [str(run.run or run.address) for run in given.runs]
         for run in given.runs:
             request.app.state.metrics.runs.labels(run.app).inc()
         return JSONResponse(
@@ -132,6 +156,18 @@ def _receiver(sender: Sender) -> Callable[[Request], Awaitable[Response]]:
         )
 
     return receive
+
+
+async def _push(request: Request, push: str) -> Response:
+    """Leads to the run of a push, which is waited for a moment."""
+    run = await request.app.state.runs.of(push)
+    if run is None:
+        raise HTTPException(404, "No such push is known here, or not any more.")
+    return JSONResponse(
+        run.model_dump(mode="json"),
+        status_code=303 if run.run else 202,
+        headers={"Location": run.address} if run.run else {"Retry-After": "1"},
+    )
 
 
 async def _health(request: Request) -> Response:
@@ -181,6 +217,7 @@ def webhook_server(host: str, port: int) -> uvicorn.Server:
 
     Raises:
         BadInput: the settings name no Prefect server.
+        Unavailable: pushes cannot be kept.
     """
     if not PREFECT_API_URL.value():
         raise BadInput(
@@ -189,17 +226,24 @@ def webhook_server(host: str, port: int) -> uvicorn.Server:
         )
     return uvicorn.Server(
         uvicorn.Config(
-            create_app(),
+            create_app(Outbox(_outbox())),
             host=host,
             port=port,
             **settings(Limits()),
             server_header=False,
             limit_concurrency=1000,
             timeout_keep_alive=10,
-            timeout_graceful_shutdown=15,
+            timeout_graceful_shutdown=12,
             h11_max_incomplete_event_size=16 * 1024,
         )
     )
+
+
+def _outbox() -> Path:
+    """Each server has its own, so that none is asked for runs of another's deployments."""
+    server = httpx.URL(str(PREFECT_API_URL.value()))
+    name = re.sub(r"[^\w.]+", "-", f"{server.host}:{server.port or ''}{server.path}").strip("-")
+    return Path(PREFECT_HOME.value()) / f"nonstop-pushes-{name}.db"
 
 
 def serve_webhooks(host: str = HOST, port: int = PORT) -> None:
@@ -211,6 +255,7 @@ def serve_webhooks(host: str = HOST, port: int = PORT) -> None:
 
     Raises:
         BadInput: the settings name no Prefect server.
+        Unavailable: pushes cannot be kept.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(Lines())

@@ -50,7 +50,7 @@ def counted(receiver: Receiver) -> Any:
 def test_the_openapi_is_true(receiver: Receiver, mode: schemathesis.GenerationMode) -> None:
     schema = schemathesis.openapi.from_url(f"{receiver.url}/openapi.json")
     operations: list[Any] = [found.ok() for found in schema.get_all_operations()]  # type: ignore[union-attr]
-    assert len(operations) == len(WAYS) + 2
+    assert len(operations) == len(WAYS) + 3
     for operation in operations:
         if mode.is_negative and not operation.body:
             continue  # nothing can be wrong where nothing is given

@@ -104,13 +104,14 @@ def test_an_address_that_goes_on_asking_too_often_gets_its_share(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_receivers_command_ends_well_and_logs_lines_of_json(
-    prefect: None, number: signal.Signals
+    prefect: None, tmp_path: Path, number: signal.Signals
 ) -> None:
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.webhook", "--port", str(port)],
         cwd=ROOT,
-        env=os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value())},
+        env=os.environ
+        | {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PREFECT_HOME": str(tmp_path)},
         stderr=subprocess.PIPE,
         text=True,
     )

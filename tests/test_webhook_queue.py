@@ -55,10 +55,9 @@ def test_delivered_twice_is_one_run(receiver: Receiver, tmp_path: Path, sender: 
     signed = WAYS[sender](Pushed(app.path), receiver.secrets[sender])
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: receiver.send(signed), range(8)))
-    with Receiver(tmp_path) as restarted:  # it remembers nothing
-        answers.append(restarted.send(signed))
-    assert {answer.status_code for answer in answers} == {202}
-    runs = {answer.json()["runs"][0]["run"] for answer in answers}
+    runs = {receiver.run(answer)["run"] for answer in answers}
+    with Receiver(tmp_path) as another:  # it remembers nothing
+        runs.add(another.run(another.send(signed))["run"])
     if sender != "quay":  # at once, nothing tells a repetition from a second push of that tag
         assert runs == {str(run.id) for run in app.runs()}
         assert len(runs) == 1
@@ -84,8 +83,8 @@ def test_a_push_that_comes_again_is_told_what_became_of_its_run(
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(app.runs()[0].id, Failed(), force=True)
     time.sleep(FRESH)
-    with Receiver(tmp_path) as restarted:  # it remembers nothing
-        for one in (receiver, restarted):
+    with Receiver(tmp_path) as another:  # it remembers nothing
+        for one in (receiver, another):
             again = one.send(signed).json()
             assert again["runs"] == [first["runs"][0] | {"state": "Failed", "ended": True}]
             words = f"It came before; the run of {app.name} is Failed and is not repeated: "
@@ -133,7 +132,8 @@ def test_many_apps_may_be_pushed_at_once(receiver: Receiver) -> None:
     signed = [harbor(Pushed(app.path), receiver.secrets["harbor"]) for app in apps]
     with ThreadPoolExecutor(len(apps)) as pool:
         answers = list(pool.map(receiver.send, signed))
-    assert {answer.status_code for answer in answers} == {202}
+    for app, answer in zip(apps, answers, strict=True):
+        assert receiver.run(answer)["app"] == app.name
     assert [len(app.runs()) for app in apps] == [1] * len(apps)
 
 
@@ -158,7 +158,8 @@ def test_of_many_pushes_at_once_the_newest_is_left_and_none_is_lost(receiver: Re
     order = [7 * n % number for n in range(number)]
     pushes = [harbor(Pushed(app.path, f"1.{n}", at=now + n), secret) for n in order]
     with ThreadPoolExecutor(16) as pool:
-        answers = [answer.json() for answer in pool.map(receiver.send, pushes)]
+        answers = list(pool.map(receiver.send, pushes))
+    told = [receiver.run(answer) for answer in answers]
     runs = {str(run.id): run for run in app.runs()}
     counted = 0
     for run in runs.values():
@@ -168,11 +169,9 @@ def test_of_many_pushes_at_once_the_newest_is_left_and_none_is_lost(receiver: Re
     tags = {
         str(run.parameters["image"]).split("@")[0].rpartition(".")[2]: run for run in app.runs()
     }
-    for n, answer in zip(order, answers, strict=True):
-        (told,) = answer["runs"]
-        assert age(runs[told["run"]])[0] >= now + n
-        assert told["newer"] == (str(n) not in tags)
-        assert ("A newer push came with it" in answer["message"]) == told["newer"]
+    for n, one in zip(order, told, strict=True):
+        assert age(runs[one["run"]])[0] >= now + n
+        assert one["newer"] == (str(n) not in tags)
     last = f"1.{number - 1}"
     app.settled({f"1.{n}": "Superseded" for n in tags} | {last: "Scheduled"})
 

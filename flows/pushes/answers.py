@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import httpx
 from prefect.exceptions import PrefectException
 from starlette.exceptions import HTTPException
 
-from flows.pushes.batches import Busy
+from flows.pushes.handover import Busy
 from flows.pushes.runs import Run, Runs
 from flows.pushes.senders import BLOCK, SECRETS, SHORTEST, Secrets, Sender
 from flows.pushes.signatures import Delivery
@@ -52,7 +53,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 
 
 async def answer(sender: Sender, delivery: Delivery, secrets: Secrets, runs: Runs) -> Answer:
-    """The runs of a delivery are on the server, or it asks for none.
+    """The pushes of a delivery are kept and their runs are asked for, or it asks for none.
 
     Raises:
         HTTPException: it is refused, in words that repeat nothing of it.
@@ -88,6 +89,8 @@ async def answer(sender: Sender, delivery: Delivery, secrets: Secrets, runs: Run
 
 
 def _sentence(run: Run) -> str:
+    if run.run is None:
+        return f"The run of {run.app} follows: the push is kept until the Prefect server has it."
     if not run.state:
         newer = "A newer push came with it: its" if run.newer else "The"
         return f"{newer} run of {run.app} is queued."
@@ -97,12 +100,16 @@ def _sentence(run: Run) -> str:
 
 @contextmanager
 def _away() -> Iterator[None]:
-    """What the Prefect server does not do within is to be delivered again."""
+    """What the Prefect server, or our disk, does not do within is to be delivered again."""
     try:
         yield
     except (httpx.HTTPError, PrefectException, OSError, ValueError) as error:
         LOG.warning("the Prefect server: %s: %s", type(error).__name__, error)
         raise HTTPException(503, PROBLEMS[503], {"Retry-After": "30"}) from error
+    except sqlite3.Error as error:
+        LOG.error("the push cannot be kept: %s", error)  # noqa: TRY400  # the sentence says it all
+        full = "The push cannot be kept, the receiver's log says why: deliver it again."
+        raise HTTPException(503, full, {"Retry-After": "30"}) from error
     except Busy:
         busy = "More is pushed than the Prefect server can take: deliver it again."
         raise HTTPException(503, busy, {"Retry-After": "5"}) from None

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import h11
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -64,6 +64,11 @@ class Metrics:
             "nonstop_webhook_runs",
             "Runs that pushes were answered with, by app.",
             ("app",),
+            registry=self.registry,
+        )
+        self.waiting = Gauge(
+            "nonstop_webhook_waiting",
+            "Pushes that are kept and are no runs yet.",
             registry=self.registry,
         )
 

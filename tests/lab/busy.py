@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,10 +14,16 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 
 @contextmanager
-def busy(path: str, times: int) -> Iterator[None]:
-    """Within, the server says 503 to the first so many requests whose path ends so."""
+def busy(path: str, times: int, slow: float = 0) -> Iterator[None]:
+    """Within, the server says 503 to the first so many requests whose path ends so.
+
+    Args:
+        path: the end of the path.
+        times: how many it refuses.
+        slow: seconds that it takes for the others.
+    """
     server = urlsplit(str(PREFECT_API_URL.value()))._replace(path="").geturl()
-    left = iter(range(times))
+    left, way = iter(range(times)), httpx.Client(timeout=60, trust_env=False)
 
     class Front(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -26,10 +33,9 @@ def busy(path: str, times: int) -> Iterator[None]:
             if self.path.endswith(path) and next(left, None) is not None:
                 status, content = 503, b'{"exception_message": "Service Unavailable"}'
             else:
+                time.sleep(slow if self.path.endswith(path) else 0)
                 headers = {"Content-Type": "application/json"}
-                told = httpx.request(
-                    self.command, server + self.path, content=body, headers=headers, trust_env=False
-                )
+                told = way.request(self.command, server + self.path, content=body, headers=headers)
                 status, content = told.status_code, told.content
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
@@ -41,7 +47,7 @@ def busy(path: str, times: int) -> Iterator[None]:
         def log_message(self, format: str, *args: object) -> None:
             """Nobody reads it."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Front) as front:
+    with way, ThreadingHTTPServer(("127.0.0.1", 0), Front) as front:
         threading.Thread(target=front.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{front.server_port}/api"
         with temporary_settings({PREFECT_API_URL: url}):

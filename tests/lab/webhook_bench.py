@@ -71,6 +71,7 @@ def main() -> None:
         many = [Waiting("ghcr.io/") for _ in range(40)]
         url = f"http://127.0.0.1:{port}"
         environment = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), SECRETS: folder}
+        environment["PREFECT_HOME"] = folder  # where pushes are kept
         receiver = subprocess.Popen(
             [sys.executable, "-m", "flows.webhook", "--port", str(port)],
             cwd=ROOT,

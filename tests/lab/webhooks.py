@@ -25,6 +25,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.deploy import deploy
 from flows.inventory import ENTRYPOINT
 from flows.pushes.guard import Limits, settings
+from flows.pushes.outbox import Outbox
 from flows.pushes.senders import SECRETS, SENDERS
 from flows.webhook import ONCE, create_app
 from tasks.overtaken import age, pushed
@@ -34,6 +35,7 @@ from tests.lab.shop import free_port
 ROOT = Path(__file__).parents[2]
 IN_ROOT = {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}
 NUMBERS = itertools.count(1)
+KEPT = "pushes.db"
 
 
 class Receiver:
@@ -47,11 +49,11 @@ class Receiver:
             (folder / name).write_text(f"{secret}\n")
         self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
         self.limits = limits or Limits()
-        self.app = create_app(self.limits, fresh=0)
 
     def __enter__(self) -> Receiver:
         os.environ[SECRETS] = str(self.folder)
-        config = uvicorn.Config(self.app, port=self.port, **settings(self.limits))
+        app = create_app(Outbox(self.folder / KEPT), self.limits, fresh=0)
+        config = uvicorn.Config(app, port=self.port, **settings(self.limits))
         self.server = uvicorn.Server(config)
         with temporary_settings(ONCE):
             within = contextvars.copy_context()  # has the settings of the tests' Prefect server
@@ -76,6 +78,21 @@ class Receiver:
             headers=signed.headers,
             params=signed.query,
         )
+
+    def run(self, answer: httpx.Response) -> dict[str, Any]:
+        """The only run of an answer, once it is on the Prefect server."""
+        assert answer.status_code == 202, answer.text
+        (run,) = answer.json()["runs"]
+        deadline = time.monotonic() + 60
+        while run["run"] is None:
+            assert time.monotonic() < deadline, run
+            assert run["address"].startswith("/webhooks/pushes/")
+            looked = self.client.get(run["address"])
+            run = looked.json()
+            assert looked.status_code == (303 if run["run"] else 202), looked.text
+            assert looked.headers.get("Location", run["address"]) == run["address"]
+        assert run["address"].endswith(f"/{run['run']}")
+        return dict(run)
 
 
 class Waiting:
@@ -129,6 +146,12 @@ class Waiting:
                 pull_steps=[IN_ROOT],
             )
         self.made.append(self.deployment)
+
+    def leave(self) -> None:
+        """It is on the server no more."""
+        self.made.remove(self.deployment)
+        with get_client(sync_client=True) as client:
+            client.delete_deployment(self.deployment)
 
     def runs(self) -> list[FlowRun]:
         """Those that pushes asked for, oldest push first."""
