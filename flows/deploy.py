@@ -160,7 +160,7 @@ def replace(
                 health_check(plan, replicas)  # it may be long since
             ensure_not_cancelled()
             reload_nginx(plan, site)
-            verified = verify_traffic(plan, replicas)
+            verified = verify_traffic(plan, replicas, blue)
             ensure_not_cancelled()
         # Whatever ends the run from now on.
         note(report=succeeded(plan, verified, pending=f"{PENDING}."))

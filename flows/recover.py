@@ -245,7 +245,7 @@ def _verify(plan: Plan, seen: Observed) -> Verified:
     if live is None:
         raise Failed(f"The containers of release {plan.green}, which nginx serves, are gone.")
     health_check(plan, live.replicas)
-    return verify_traffic(plan, live.replicas)
+    return verify_traffic(plan, live.replicas, seen.release(plan.blue or 0))
 
 
 def recover_afterwards(flow: Any, flow_run: Any, state: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from tasks.bluegreen.app import App
 from tasks.bluegreen.containers import Engine
@@ -116,14 +115,12 @@ def ensure_site_loads(nginx: Nginx, app: App) -> Look:
         Unavailable: the proxy's configuration is broken without it, too; or no site can be put
             where nginx reads them.
     """
-    with ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(nginx.unwritable)  # the engine needs 50 ms for it
-        look = nginx.look(app.name)
-        try:
-            nginx.check(render_site(app, 0, NOWHERE[: app.replicas], look.version))
-        except SiteRejected as error:
-            raise BadInput(error.what + " Nothing was touched.", error.evidence) from error
-    if why := writing.result():
+    look = nginx.look(app.name)
+    try:
+        nginx.check(render_site(app, 0, NOWHERE[: app.replicas], look.version))
+    except SiteRejected as error:
+        raise BadInput(error.what + " Nothing was touched.", error.evidence) from error
+    if why := nginx.unwritable():
         raise Unavailable(
             f"No site can be put into {nginx.directory} in {app.proxy.container} ({why}): "
             f"{TO_WRITE}. Nothing was touched."

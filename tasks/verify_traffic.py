@@ -9,7 +9,7 @@ from datetime import datetime
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.errors import BadTraffic
 from tasks.bluegreen.gates import Verify
-from tasks.bluegreen.model import Plan, Replica, Verified
+from tasks.bluegreen.model import Plan, Release, Replica, Verified
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.probe import Answer, FrontDoor, unlike
 from tasks.bluegreen.visits import Attempts, Side, Visits
@@ -22,11 +22,16 @@ TELL = 10.0
 
 
 @step("verify-traffic", timeout=1800)
-def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
+def verify_traffic(plan: Plan, replicas: tuple[Replica, ...], blue: Release | None) -> Verified:
     """For the bake time every replica ran, and requests were answered by green and were right.
 
     Ours go through the front door as a visitor's do; visitors' own results are read from the access
     log and compared with blue's before the cutover. One blip is no reason to go back.
+
+    Args:
+        plan: of the run.
+        replicas: green's, as they were found healthy.
+        blue: the release that served before; None: there was none.
 
     Raises:
         BadTraffic: with the failing requests.
@@ -36,17 +41,15 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...]) -> Verified:
     with Engine() as engine, Engine() as follower:
         nginx = Nginx(engine, app.proxy)
         door = FrontDoor(engine, nginx, app)
-        releases = {release.number: release for release in engine.releases(app.name)}
         # Of the last to start: a replica that stood still until a recovery failed nobody since.
         since = _last(replica.started for replica in replicas)
-        green, blue = Side(releases[plan.green].servers, since), Side(frozenset(), 0)
-        if before := releases.get(plan.blue or 0):
-            # An earlier green that failed may have had this number and these addresses.
-            since = _last(replica.created for replica in before.replicas)
-            blue = Side(before.servers, since)
+        green = Side(frozenset(f"{replica.address}:{app.port}" for replica in replicas), since)
+        # An earlier green that failed may have had this number and these addresses.
+        since = _last(replica.created for replica in blue.replicas) if blue else 0
+        before = Side(blue.servers if blue else frozenset(), since)
         ours, in_a_row = Attempts(0, 0), 0
         with (
-            Visits(follower, nginx, app.name, green, blue) as visits,
+            Visits(follower, nginx, app.name, green, before) as visits,
             watched(plan, lambda: _verified(ours, visits)),
         ):
             began = looked = told = time.monotonic()

@@ -41,6 +41,7 @@ INSTALLED = 75.0  # seconds until a site has to be installed; another app's relo
 LARGEST_SITE = 100_000  # bytes: it travels in an environment variable, Linux allows 128 KiB
 
 SERVER_NAME = re.compile(r"(?:^|[;{])\s*server_name\s+([^;]+);", re.MULTILINE)
+MAINS: dict[tuple[str, int], str] = {}  # by the container's id, and the process it runs now
 INIT = re.compile(r"^\S*\b(docker-init|tini|dumb-init)\b")  # they start nginx and nothing else
 
 
@@ -79,6 +80,8 @@ class Nginx:
             )
         self.id: str = seen["Id"]
         self.seen = seen
+        root = (config(seen, "User") or "0").partition(":")[0] in ("0", "root")
+        self.own = ("", "0") if root else ("",)  # users as whom the container's shell runs
         self.ours = "nonstop.proxy" in (config(seen, "Labels") or {})
         self.directory = proxy.directory or (SITES if self.ours else "/etc/nginx/conf.d")
 
@@ -88,8 +91,11 @@ class Nginx:
         Raises:
             Unavailable: the container's first process is not nginx.
         """
+        process = self.id, self.seen["State"]["Pid"]
+        if process in MAINS:  # to look takes the engine 20 ms
+            return MAINS[process]
         titles = dict(self.engine.processes(self.id))
-        first = titles.get(self.seen["State"]["Pid"], "nothing")
+        first = titles.get(process[1], "nothing")
         master = next((t for t in titles.values() if t.startswith("nginx: master process")), None)
         if master is None or not (master == first or INIT.search(first)):
             raise Unavailable(
@@ -97,7 +103,8 @@ class Nginx:
                 "nginx container in proxy.container."
             )
         given = re.search(r"\s-c\s*(\S+?);?(\s|$)", master)
-        return given[1] if given else ""
+        MAINS[process] = given[1] if given else ""
+        return MAINS[process]
 
     def address(self) -> str:
         """The proxy's IPv4 address on the network it shares with the replicas; or empty."""
@@ -397,7 +404,7 @@ class Nginx:
         self, script: str, environment: dict[str, str], user: str = "", timeout: float = 20
     ) -> Output:
         """What a shell script in the container says; as its own user, or as that one."""
-        if user:  # the shell is the container's own user's
+        if user not in self.own:
             command = ["sh", "-c", script]
             return self.engine.exec(self.id, command, environment=environment, user=user)
         return SHELLS.run(self.engine, self.id, script, environment, timeout)
