@@ -19,7 +19,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
 from flows.pushes.outbox import LONGEST, REMEMBERED, Kept, Outbox
-from flows.pushes.runs import ANSWER
+from flows.pushes.runs import ANSWER, FRESH
 from flows.pushes.senders import SECRETS
 from tests.lab.busy import busy
 from tests.lab.deliveries import HOST, Pushed, Signed, harbor, quay
@@ -201,6 +201,34 @@ def test_apps_that_take_long_to_read_are_read_once(prefect: None, tmp_path: Path
             assert time.monotonic() < deadline
         receiver.run(answer)
     assert len(app.runs()) == 1
+
+
+def test_while_the_server_does_not_answer_only_who_comes_first_waits(
+    prefect: None, tmp_path: Path
+) -> None:
+    apps = [Waiting(f"{HOST}/") for _ in range(4)]
+    apps.append(untagged := Waiting("quay.io/"))
+    with busy("", 0) as server, Receiver(tmp_path) as receiver:
+        known = push(apps[0], receiver, "1.0")
+        run = receiver.run(receiver.send(known))["run"]
+        by_quay = quay(Pushed(untagged.path), receiver.secrets["quay"])
+        server.slow = 5 * ANSWER
+        time.sleep(FRESH)
+        pushes = [push(app, receiver) for app in apps[:-1]] + [by_quay]
+        answers = [receiver.send(signed) for signed in pushes]
+        again = receiver.send(known)
+        assert again.json()["runs"][0]["run"] == run
+        took = [answer.elapsed.total_seconds() for answer in (*answers, again)]
+        assert ANSWER <= took[0] < 2 * ANSWER
+        assert max(took[1:]) < ANSWER / 4
+        server.slow = 0
+        for answer in answers:
+            receiver.run(answer)
+        deadline = time.monotonic() + 60
+        while not receiver.send(push(apps[1], receiver, uuid4().hex[:8])).json()["runs"][0]["run"]:
+            assert time.monotonic() < deadline  # its answers are waited for again
+            time.sleep(0.5)
+    assert [len(app.runs()) for app in (apps[0], apps[2], untagged)] == [2, 1, 1]
 
 
 def test_what_cannot_be_kept_is_delivered_again(prefect: None, tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ class Runs:
         self._subscribers: tuple[Subscriber, ...] = ()
         self._latest: object = None  # the deployment that was changed last, and when
         self._reading: asyncio.Task[None] | None = None
+        self._away = asyncio.Event()  # the server did not answer in time, and has not since
         self._known: OrderedDict[str, tuple[Run, float]] = OrderedDict()  # and when it was so
         self._since = time.time()  # what was pushed before may have come before
         self._unsettled: set[UUID] = set()
@@ -100,11 +101,14 @@ class Runs:
             Exception: of Prefect's client, when its server does not answer and none is known.
         """
         came = time.monotonic()
+        if self._away.is_set() and (found := _matching(self._subscribers, pushes)):
+            return found
         try:
             async with asyncio.timeout(ANSWER):
                 found = _matching(await self._apps(came - FRESH), pushes)
                 return found or _matching(await self._apps(came), pushes)  # described since?
-        except AWAY:
+        except AWAY as error:
+            self._is_away(error)
             found = _matching(self._subscribers, pushes)
             if not found:
                 raise
@@ -128,7 +132,8 @@ class Runs:
         if known:
             return known
         moment = min(push.at.timestamp(), received) if push.at else received
-        alone = self._handover.idle and not self._handover.of(app.deployment)
+        waits = self._away.is_set() or self._handover.of(app.deployment)
+        alone = self._handover.idle and not waits
         kept = await self._handover.keep(
             Kept(
                 id=str(uuid4()),
@@ -209,13 +214,28 @@ class Runs:
             if latest != self._latest:
                 self._subscribers, self._latest = await self._all_apps(), latest
         self._read = began
+        if self._away.is_set() and time.monotonic() - began < ANSWER:
+            self._away.clear()
+            LOG.info("the Prefect server answers again")
+
+    def _is_away(self, error: Exception) -> None:
+        """Until it has answered nobody waits for it any more."""
+        if not self._away.is_set():
+            self._away.set()
+            LOG.warning("the Prefect server does not answer: %r", error)
 
     async def _look(self) -> None:
         """The apps are known before the server is away, also if no push comes for long."""
         while True:
-            with contextlib.suppress(*AWAY):  # who needs them says so
+            try:
                 await self._apps(time.monotonic() - FRESH)
-            await asyncio.sleep(LOOKS)
+            except AWAY as error:
+                self._is_away(error)
+            if self._away.is_set():
+                await asyncio.sleep(FRESH)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._away.wait(), LOOKS)
 
     async def _all_apps(self) -> tuple[Subscriber, ...]:
         found: list[Subscriber] = []
@@ -243,7 +263,8 @@ class Runs:
         if kept:
             self._handover.take_up(kept)  # another receiver may have kept it, and ended
             run = _run(kept)
-        if run is None or run.run is None or time.monotonic() - looked < FRESH:
+        fresh = time.monotonic() - looked < FRESH
+        if run is None or run.run is None or fresh or self._away.is_set():
             return run
         self._remember(key, run, time.monotonic())  # one looks; who comes meanwhile does not wait
         try:
@@ -255,7 +276,8 @@ class Runs:
             if kept and kept.run == run.run:
                 await self._handover.forget(kept)
             return None
-        except AWAY:
+        except AWAY as error:
+            self._is_away(error)
             return run
         if state and not state.is_scheduled():
             run = run.model_copy(update={"state": state.name, "ended": state.is_final()})
@@ -272,11 +294,14 @@ class Runs:
         for kept in self._handover.of(app.deployment):
             if kept.fields["parameters"]["image"] == image:
                 return _run(kept)
+        if self._away.is_set():
+            return None  # it is kept, at worst as a second run of that image
         try:
             async with asyncio.timeout(ANSWER):
                 scheduled = await self._scheduled(app.deployment)
-        except AWAY:
-            return None  # it is kept, at worst as a second run of that image
+        except AWAY as error:
+            self._is_away(error)
+            return None
         for run in scheduled:
             if run.parameters.get("image") == image:
                 return Run(app=app.name, run=run.id, address=_address(run.id))

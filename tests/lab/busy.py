@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -13,15 +14,24 @@ import httpx
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 
+@dataclass
+class Pace:
+    """How fast the server is."""
+
+    slow: float
+    """Seconds that it takes for what it does not refuse."""
+
+
 @contextmanager
-def busy(path: str, times: int, slow: float = 0) -> Iterator[None]:
+def busy(path: str, times: int, slow: float = 0) -> Iterator[Pace]:
     """Within, the server says 503 to the first so many requests whose path ends so.
 
     Args:
         path: the end of the path.
         times: how many it refuses.
-        slow: seconds that it takes for the others.
+        slow: seconds that it takes for the others, until it is given another pace.
     """
+    pace = Pace(slow)
     server = urlsplit(str(PREFECT_API_URL.value()))._replace(path="").geturl()
     left, way = iter(range(times)), httpx.Client(timeout=60, trust_env=False)
 
@@ -33,7 +43,7 @@ def busy(path: str, times: int, slow: float = 0) -> Iterator[None]:
             if self.path.endswith(path) and next(left, None) is not None:
                 status, content = 503, b'{"exception_message": "Service Unavailable"}'
             else:
-                time.sleep(slow if self.path.endswith(path) else 0)
+                time.sleep(pace.slow if self.path.endswith(path) else 0)
                 headers = {"Content-Type": "application/json"}
                 told = way.request(self.command, server + self.path, content=body, headers=headers)
                 status, content = told.status_code, told.content
@@ -51,5 +61,5 @@ def busy(path: str, times: int, slow: float = 0) -> Iterator[None]:
         threading.Thread(target=front.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{front.server_port}/api"
         with temporary_settings({PREFECT_API_URL: url}):
-            yield
+            yield pace
         front.shutdown()

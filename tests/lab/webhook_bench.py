@@ -76,7 +76,7 @@ def main() -> None:
             [sys.executable, "-m", "flows.webhook", "--port", str(port)],
             cwd=ROOT,
             env=os.environ | environment,
-            stderr=subprocess.DEVNULL,
+            stderr=(Path(folder) / "log").open("wb"),
         )
         try:
             while not _answers(url):
@@ -113,6 +113,8 @@ def main() -> None:
         finally:
             receiver.terminate()
             receiver.wait(30)
+            complaints = [line for line in (Path(folder) / "log").open() if not _calm(line)]
+            print(f"the receiver complained {len(complaints)} times", *complaints[:20], sep="\n")
 
 
 def _floor(app: Waiting) -> str:
@@ -125,6 +127,10 @@ def _floor(app: Waiting) -> str:
             client.post(url, json=[{}]).raise_for_status()
             took.append(time.perf_counter() - began)
     return f"median {statistics.median(took) * 1000:.1f} ms"
+
+
+def _calm(line: str) -> bool:
+    return '"level": "info"' in line or '"what": "delivery"' in line
 
 
 def _answers(url: str) -> bool:
