@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from prefect.blocks.system import Secret
 
 from flows.pushes.guard import Lines
+from tests.lab.busy import busy
 from tests.lab.deliveries import (
     DIGEST,
     HOST,
@@ -129,6 +131,20 @@ def test_a_secret_may_be_a_block_and_have_two_lines_while_it_is_changed(receiver
     finally:
         file.write_text(before)
     assert len(app.runs()) == 2
+
+
+def test_deliveries_of_one_moment_look_their_secret_up_once(prefect: None, tmp_path: Path) -> None:
+    app, secret = Waiting(REGISTRIES["github"]), "in-a-block-0123456789"
+    Secret(value=secret).save("nonstop-webhook-github", overwrite=True)
+    block = "/block_documents/name/nonstop-webhook-github?include_secrets=true"
+    with busy(block, 0, slow=2) as server, Receiver(tmp_path) as receiver:
+        (tmp_path / "github").unlink()
+        signed = github(Pushed(app.path), secret)
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(receiver.send, [signed] * 8))
+        assert [answer.status_code for answer in answers] == [202] * 8
+        assert server.asked == 1
+    assert len(app.runs()) == 1
 
 
 @pytest.mark.parametrize("seconds", [-301, 301, -86400])

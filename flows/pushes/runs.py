@@ -27,6 +27,7 @@ from flows.names import name_of
 from flows.pushes.handover import SILENT, Gone, Handover
 from flows.pushes.outbox import Kept, Outbox
 from flows.pushes.push import Push, Subscriber
+from flows.pushes.shared import Shared
 from tasks.bluegreen.units import Frozen
 from tasks.locked import LONGEST_WAIT
 from tasks.overtaken import PUSH, PUSHED, RECENT, SUPERSEDED, age, pushed, why
@@ -78,7 +79,7 @@ class Runs:
         self._read = -1.0
         self._subscribers: tuple[Subscriber, ...] = ()
         self._latest: object = None  # the deployment that was changed last, and when
-        self._reading: asyncio.Task[None] | None = None
+        self._reading = Shared(self._read_apps)
         self._away = asyncio.Event()  # the server did not answer in time, and has not since
         self._known: OrderedDict[str, tuple[Run, float]] = OrderedDict()  # and when it was so
         self._since = time.time()  # what was pushed before may have come before
@@ -190,8 +191,8 @@ class Runs:
 
     async def close(self) -> None:
         """Nothing goes on in the background."""
-        for task in filter(None, (self._looking, self._reading)):
-            task.cancel()
+        self._looking.cancel()
+        self._reading.cancel()
         await self._handover.close()
         if self._settling is not None:
             with contextlib.suppress(TimeoutError):
@@ -200,10 +201,7 @@ class Runs:
     async def _apps(self, since: float) -> tuple[Subscriber, ...]:
         """The apps as they were then or later; all who wait for a reading share it."""
         while self._read < since:
-            if self._reading is None or self._reading.done():
-                self._reading = asyncio.create_task(self._read_apps())
-                self._reading.add_done_callback(_heard)
-            await asyncio.shield(self._reading)  # it goes on for the next, if nobody waits
+            await self._reading()
         return self._subscribers
 
     async def _read_apps(self) -> None:
@@ -343,12 +341,6 @@ def _run(push: Kept) -> Run:
 @lru_cache(256)  # pushes of one moment share a run
 def _address(run: UUID) -> str:
     return url_for("flow-run", run) or ""
-
-
-def _heard(reading: asyncio.Task[None]) -> None:
-    """Of its failure, whoever still waits for it."""
-    if not reading.cancelled():
-        reading.exception()
 
 
 def _matching(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from prefect.exceptions import ObjectNotFound
 
 from flows.pushes import forges, payloads, signatures
 from flows.pushes.payloads import Said
+from flows.pushes.shared import Shared
 from flows.pushes.signatures import Delivery
 
 SHORTEST = 16  # characters of a secret; a shorter one can be guessed
 FRESH = 30.0  # seconds until a secret is looked up again
+SILENT = 10.0  # seconds in which the server says a secret
 BLOCK = "nonstop-webhook-"  # names of Secret blocks begin so
 SECRETS = "NONSTOP_WEBHOOK_SECRETS"  # names the folder with files of secrets
 
@@ -113,6 +117,7 @@ class Secrets:
     ) -> None:
         self._client, self._folder, self._fresh = client, folder, fresh
         self._known: dict[str, tuple[float, tuple[str, ...]]] = {}
+        self._looks: dict[str, Shared[tuple[str, ...]]] = {}
 
     async def of(self, sender: str) -> tuple[str, ...]:
         """All secrets of a sender that are long enough; none: it is off.
@@ -121,11 +126,18 @@ class Secrets:
             Exception: of Prefect's client, when its server does not answer.
         """
         looked, secrets = self._known.get(sender, (-self._fresh, ()))
-        if time.monotonic() - looked >= self._fresh:
+        if time.monotonic() - looked < self._fresh:
+            return secrets
+        if sender not in self._looks:
+            self._looks[sender] = Shared(partial(self._look, sender))
+        return await self._looks[sender]()
+
+    async def _look(self, sender: str) -> tuple[str, ...]:
+        async with asyncio.timeout(SILENT):
             lines = (await self._text(sender)).splitlines()
-            stripped = (line.strip() for line in lines)
-            secrets = tuple(line for line in stripped if len(line) >= SHORTEST)
-            self._known[sender] = time.monotonic(), secrets
+        stripped = (line.strip() for line in lines)
+        secrets = tuple(line for line in stripped if len(line) >= SHORTEST)
+        self._known[sender] = time.monotonic(), secrets
         return secrets
 
     async def _text(self, sender: str) -> str:

@@ -16,10 +16,12 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 @dataclass
 class Pace:
-    """How fast the server is."""
+    """How the server takes requests whose path ends so."""
 
     slow: float
-    """Seconds that it takes for what it does not refuse."""
+    """Seconds for one that it does not refuse."""
+    asked: int = 0
+    """How many came."""
 
 
 @contextmanager
@@ -40,10 +42,12 @@ def busy(path: str, times: int, slow: float = 0) -> Iterator[Pace]:
 
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if self.path.endswith(path) and next(left, None) is not None:
+            concerned = self.path.endswith(path)
+            pace.asked += concerned
+            if concerned and next(left, None) is not None:
                 status, content = 503, b'{"exception_message": "Service Unavailable"}'
             else:
-                time.sleep(pace.slow if self.path.endswith(path) else 0)
+                time.sleep(pace.slow if concerned else 0)
                 headers = {"Content-Type": "application/json"}
                 told = way.request(self.command, server + self.path, content=body, headers=headers)
                 status, content = told.status_code, told.content
