@@ -27,7 +27,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
@@ -42,6 +42,7 @@ from flows.pushes.guard import TOLD, Guard, Limits, Lines, Metrics, plain, setti
 from flows.pushes.outbox import Outbox
 from flows.pushes.runs import PUSHES, Run, Runs
 from flows.pushes.senders import FRESH, SECRETS, SENDERS, Secrets, Sender
+from flows.pushes.shared import Shared
 from flows.pushes.signatures import Delivery
 from tasks.bluegreen.errors import EXIT_CODES, BadInput, NonstopError
 from tasks.bluegreen.units import Frozen
@@ -50,6 +51,7 @@ HOST, PORT = "127.0.0.1", 4280
 IDS = ("x-github-delivery", "idempotency-key", "x-gitlab-webhook-uuid", "webhook-id")
 EVENTS = ("x-github-event", "x-gitlab-event")
 ONCE = {PREFECT_CLIENT_MAX_RETRIES: 0}  # Prefect's client would try for minutes; senders wait less
+SILENT = 30.0  # seconds after which a request to the Prefect server is taken for lost
 HEALTHY = 2.0  # seconds in which the Prefect server answers, or is away
 
 LOG = logging.getLogger("nonstop.webhook")
@@ -73,9 +75,10 @@ def create_app(outbox: Outbox, limits: Limits | None = None, fresh: float = FRES
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with get_client() as client:
+        async with get_client(httpx_settings={"timeout": SILENT}) as client:
             folder = os.environ.get(SECRETS)
-            app.state.client, app.state.runs = client, Runs(client, outbox)
+            app.state.runs = Runs(client, outbox)
+            app.state.healthcheck = Shared(client.api_healthcheck)
             metrics.waiting.set_function(lambda: app.state.runs.waiting)
             app.state.secrets = Secrets(client, Path(folder) if folder else None, fresh)
             yield
@@ -172,10 +175,8 @@ async def _push(request: Request, push: str) -> Response:
 
 async def _health(request: Request) -> Response:
     """Whether the Prefect server answers, so that pushes can be handed over."""
-    client: PrefectClient = request.app.state.client
     try:
-        async with asyncio.timeout(HEALTHY):
-            away = await client.api_healthcheck()
+        away = await asyncio.wait_for(request.app.state.healthcheck(), HEALTHY)
     except TimeoutError as error:
         away = error
     health = Health(prefect="away" if away else "answers")

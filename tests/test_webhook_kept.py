@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -212,7 +212,7 @@ def test_while_the_server_does_not_answer_only_who_comes_first_waits(
         known = push(apps[0], receiver, "1.0")
         run = receiver.run(receiver.send(known))["run"]
         by_quay = quay(Pushed(untagged.path), receiver.secrets["quay"])
-        server.slow = 5 * ANSWER
+        server.slow = 2 * ANSWER
         time.sleep(FRESH)
         pushes = [push(app, receiver) for app in apps[:-1]] + [by_quay]
         answers = [receiver.send(signed) for signed in pushes]
@@ -229,6 +229,27 @@ def test_while_the_server_does_not_answer_only_who_comes_first_waits(
             assert time.monotonic() < deadline  # its answers are waited for again
             time.sleep(0.5)
     assert [len(app.runs()) for app in (apps[0], apps[2], untagged)] == [2, 1, 1]
+
+
+def test_what_is_waited_for_no_more_is_not_cancelled(prefect: None, tmp_path: Path) -> None:
+    app, untagged = Waiting(f"{HOST}/"), Waiting("quay.io/")
+    with busy("", 0) as server, Receiver(tmp_path) as receiver:
+        known = push(app, receiver)
+        run = receiver.run(receiver.send(known))["run"]
+        by_quay = quay(Pushed(untagged.path), receiver.secrets["quay"])
+        requests: dict[str, Callable[[], httpx.Response]] = {
+            f"/flow_runs/{run}": lambda: receiver.send(known),
+            "/flow_runs/filter": lambda: receiver.send(by_quay),
+            "/api/health": lambda: receiver.client.get("/health"),
+        }
+        time.sleep(FRESH)
+        for server.path, request in requests.items():
+            server.slow, server.asked = 2 * ANSWER, 0
+            assert ANSWER <= request().elapsed.total_seconds() < 2 * ANSWER
+            assert server.asked == 1
+            server.slow = 0
+            time.sleep(3 * ANSWER)  # it is answered, and the server counts as there again
+        assert server.given_up == 0
 
 
 def test_what_cannot_be_kept_is_delivered_again(prefect: None, tmp_path: Path) -> None:

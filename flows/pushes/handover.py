@@ -16,7 +16,6 @@ from flows.pushes.outbox import Kept, Outbox
 
 LARGEST = 50  # runs in one request; the server takes at most 100
 MOST = 5_000  # pushes that wait for their run
-SILENT = 30.0  # seconds after which a request is taken for lost
 AGAIN = (0.01, 0.1, 0.2, 0.3, 1, 3, 10)  # s before further tries; a locked SQLite says so at once
 QUIET = 3  # tries that may fail without a word
 GONE = "Deployment not found"  # the server's words; a 404 may also be that of a proxy before it
@@ -218,7 +217,7 @@ class Handover:
             Gone: there is no such deployment.
             Exception: of Prefect's client.
         """
-        async with self._turn, asyncio.timeout(SILENT):
+        async with self._turn:
             try:
                 response = await self._client.request(
                     "POST",

@@ -24,10 +24,10 @@ from pydantic import ValidationError
 
 from flows.inventory import ENTRYPOINT
 from flows.names import name_of
-from flows.pushes.handover import SILENT, Gone, Handover
+from flows.pushes.handover import Gone, Handover
 from flows.pushes.outbox import Kept, Outbox
 from flows.pushes.push import Push, Subscriber
-from flows.pushes.shared import Shared
+from flows.pushes.shared import Shared, within
 from tasks.bluegreen.units import Frozen
 from tasks.locked import LONGEST_WAIT
 from tasks.overtaken import PUSH, PUSHED, RECENT, SUPERSEDED, age, pushed, why
@@ -206,11 +206,10 @@ class Runs:
 
     async def _read_apps(self) -> None:
         began = time.monotonic()
-        async with asyncio.timeout(SILENT):
-            changed = await self._client.read_deployments(limit=1, sort=DeploymentSort.UPDATED_DESC)
-            latest = {(one.id, one.updated) for one in changed}
-            if latest != self._latest:
-                self._subscribers, self._latest = await self._all_apps(), latest
+        changed = await self._client.read_deployments(limit=1, sort=DeploymentSort.UPDATED_DESC)
+        latest = {(one.id, one.updated) for one in changed}
+        if latest != self._latest:
+            self._subscribers, self._latest = await self._all_apps(), latest
         self._read = began
         if self._away.is_set() and time.monotonic() - began < ANSWER:
             self._away.clear()
@@ -266,8 +265,7 @@ class Runs:
             return run
         self._remember(key, run, time.monotonic())  # one looks; who comes meanwhile does not wait
         try:
-            async with asyncio.timeout(ANSWER):
-                state = (await self._client.read_flow_run(run.run)).state
+            state = (await within(ANSWER, self._client.read_flow_run(run.run))).state
         except ObjectNotFound:
             self._known.pop(key, None)
             kept = self._outbox.of_key(key)
@@ -295,8 +293,7 @@ class Runs:
         if self._away.is_set():
             return None  # it is kept, at worst as a second run of that image
         try:
-            async with asyncio.timeout(ANSWER):
-                scheduled = await self._scheduled(app.deployment)
+            scheduled = await within(ANSWER, self._scheduled(app.deployment))
         except AWAY as error:
             self._is_away(error)
             return None

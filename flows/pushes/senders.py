@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from flows.pushes.signatures import Delivery
 
 SHORTEST = 16  # characters of a secret; a shorter one can be guessed
 FRESH = 30.0  # seconds until a secret is looked up again
-SILENT = 10.0  # seconds in which the server says a secret
 BLOCK = "nonstop-webhook-"  # names of Secret blocks begin so
 SECRETS = "NONSTOP_WEBHOOK_SECRETS"  # names the folder with files of secrets
 
@@ -133,8 +131,7 @@ class Secrets:
         return await self._looks[sender]()
 
     async def _look(self, sender: str) -> tuple[str, ...]:
-        async with asyncio.timeout(SILENT):
-            lines = (await self._text(sender)).splitlines()
+        lines = (await self._text(sender)).splitlines()
         stripped = (line.strip() for line in lines)
         secrets = tuple(line for line in stripped if len(line) >= SHORTEST)
         self._known[sender] = time.monotonic(), secrets

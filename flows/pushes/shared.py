@@ -1,4 +1,8 @@
-"""What several want at one moment is done once."""
+"""What several want at one moment is done once, and who gives up stops nothing.
+
+A request of httpx that is cancelled may keep its place among the 16 connections of a client for
+ever (httpcore issue 1093); once all are lost, the client asks nothing any more.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,17 @@ class Shared(Generic[T]):
         """It does not go on."""
         if self._task:
             self._task.cancel()
+
+
+async def within(seconds: float, asking: Coroutine[Any, Any, T]) -> T:
+    """What is answered in so many seconds; later, the answer is thrown away.
+
+    Raises:
+        TimeoutError: it was not.
+    """
+    task = asyncio.create_task(asking)
+    task.add_done_callback(_heard)
+    return await asyncio.wait_for(asyncio.shield(task), seconds)
 
 
 def _heard(task: asyncio.Task[Any]) -> None:
