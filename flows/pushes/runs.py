@@ -226,7 +226,7 @@ class Runs:
         while True:
             try:
                 await self._apps(time.monotonic() - FRESH)
-            except AWAY as error:
+            except Exception as error:  # noqa: BLE001  # whatever it is, it looks again
                 self._is_away(error)
             if self._away.is_set():
                 await asyncio.sleep(FRESH)
