@@ -12,6 +12,7 @@ from prefect import flow
 from prefect.exceptions import CancelledRun
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from pydantic import Field
 
 from flows.account import note
@@ -44,6 +45,7 @@ HOURS = 3600
 SETTINGS: Any = {  # of both flows
     "timeout_seconds": 4 * HOURS,
     "persist_result": False,
+    "result_storage": PREFECT_LOCAL_STORAGE_PATH.value(),  # unused, but not asked of the server
     "validate_parameters": False,  # `reported` does, and says in words what is wrong
     "on_crashed": [recover_afterwards],
     "on_cancellation": [recover_afterwards],
