@@ -22,7 +22,8 @@ from tasks.bluegreen.containers import Engine, engine_words
 from tasks.bluegreen.environment import MASK
 from tasks.bluegreen.errors import NonstopError
 from tasks.bluegreen.images import ensure_room
-from tasks.bluegreen.nginx import Look, Nginx
+from tasks.bluegreen.look import Look
+from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.proxy import ranges, to_create
 from tasks.bluegreen.recovery import plan_recovery, recovery_lines
 from tasks.bluegreen.site import render_site

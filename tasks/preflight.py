@@ -9,7 +9,8 @@ from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.environment import environment, render_text
 from tasks.bluegreen.errors import BadInput, SiteRejected, Unavailable
 from tasks.bluegreen.images import ensure_room, pin
-from tasks.bluegreen.nginx import Look, Nginx
+from tasks.bluegreen.look import Look
+from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.probe import FromProxy, nearest
 from tasks.bluegreen.proxy import provided, published, to_create
 from tasks.bluegreen.site import render_site

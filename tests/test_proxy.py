@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -137,6 +134,19 @@ def test_a_reload_that_is_accepted_and_not_applied_is_undone(shop: Shop, tmp_pat
     assert set(shop.containers()) == {"1-1", "1-2"}
 
 
+def test_another_container_s_nginx_in_sight_is_not_taken_for_the_proxy_s(shop: Shop) -> None:
+    labels = {"nonstop.lab.shop": shop.name}
+    other = shop.api.create_container(PROXY, ["nginx", "-g", "daemon off;"], labels=labels)["Id"]
+    shop.api.start(other)
+    OwnNginx(shop, host={"pid_mode": "host"})
+    with Engine() as engine:
+        nginx = Nginx(engine, shop.app().proxy)
+        seen = engine.processes(other)
+        assert nginx.accepting() < {pid for pid, _ in engine.processes(shop.proxy)}
+        nginx.reload(shop.name, None)
+        assert engine.processes(other) == seen
+
+
 def test_only_the_generation_that_was_asked_for_proves_a_cutover(shop: Shop) -> None:
     shop.deploy("one")
     with Engine() as engine:
@@ -164,8 +174,8 @@ def test_a_reload_that_takes_long_is_good_whatever_else_nginx_complains_of(shop:
         live = proxy.look(shop.name).live
         assert live
         busy = max(proxy.accepting())
-        os.kill(busy, signal.SIGSTOP)  # as one that waits for its disk
-        threading.Timer(3, os.kill, (busy, signal.SIGCONT)).start()
+        # One that waits for its disk.
+        shop.exec(f"kill -STOP {busy}; (sleep 3; kill -CONT {busy}) >/dev/null 2>&1 &")
         began = time.monotonic()
         proxy.reload(shop.name, live.generation)
         assert time.monotonic() - began > 2

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
 
 from tasks.bluegreen.app import Proxy
 from tasks.bluegreen.commands import Output
@@ -20,13 +19,16 @@ from tasks.bluegreen.errors import (
     Unavailable,
 )
 from tasks.bluegreen.labels import config, joined
+from tasks.bluegreen.look import Look, read_live, read_look
 from tasks.bluegreen.model import Live, Site
 from tasks.bluegreen.scripts import (
+    ACCEPTING,
     CHECK,
     HUP,
     INSTALL,
     LOOK,
     PROXY_LOCK,
+    SERVES,
     USED,
     WRITABLE,
     lock_file,
@@ -36,6 +38,7 @@ from tasks.bluegreen.shell import SHELLS
 STATUS_PORT = 18099  # on the container's loopback: which generation is loaded
 SITES = "/etc/nginx/nonstop/sites"  # in a proxy that nonstop created
 MAIN = "/etc/nginx/nonstop/nginx.conf"
+START = 0.1  # seconds that nginx gives new workers before it tells the old ones to leave
 RELOAD = 15.0  # seconds until a reload has to be proven
 INSTALLED = 75.0  # seconds until a site has to be installed; another app's reload may go first
 LARGEST_SITE = 100_000  # bytes: it travels in an environment variable, Linux allows 128 KiB
@@ -43,19 +46,6 @@ LARGEST_SITE = 100_000  # bytes: it travels in an environment variable, Linux al
 SERVER_NAME = re.compile(r"(?:^|[;{])\s*server_name\s+([^;]+);", re.MULTILINE)
 MAINS: dict[tuple[str, int], str] = {}  # by the container's id, and the process it runs now
 INIT = re.compile(r"^\S*\b(docker-init|tini|dumb-init)\b")  # they start nginx and nothing else
-
-
-class Look(NamedTuple):
-    """What the proxy shows of one app."""
-
-    version: tuple[int, ...]
-    free: int  # bytes, on the disk where containers and images are
-    curl: bool  # whether it has one
-    live: Live | None
-    site: str | None
-    before: str | None  # what the site's file was before
-    holder: str  # who changes the app now; empty: nobody
-    left: tuple[str, ...]  # who held the lock since a run ended well, and did not
 
 
 class Nginx:
@@ -146,46 +136,16 @@ class Nginx:
             "BEFORE": _beside(site, "before"),
             "LOCK": lock_file(app),
         }
-        output = self.run(LOOK, names)
-        if output.code == 98:
-            raise Unavailable(
-                f"There is no nginx in {self.proxy.container}: name the nginx container in "
-                "proxy.container."
-            )
-        if output.code == 97:
-            raise Unavailable(
-                f"The proxy {self.proxy.container} has neither curl nor wget, with "
-                "which its nginx is asked what it serves: use an image with one."
-            )
-        head, *files = output.text.split("\n--file\n", 2)
-        if output.code != 0 or len(files) != 2:
-            raise EngineHiccup(
-                f"Asking {self.proxy.container} what it serves broke off (exit code "
-                f"{output.code}): {output.text.strip()[-300:] or 'nothing was said'}."
-            )
-        site, before = files
-        numbers = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", head)
-        free = re.search(r"^--disk\n(\d+)$", head, re.MULTILINE)
-        _, answered, status = head.partition("--status\n")
-        if not answered and not head.endswith("--refused"):
-            code = head.rpartition("--silent ")[2]
-            raise Unavailable(
-                f"nginx in {self.proxy.container} does not answer on its own loopback (its client "
-                f"ended with {code}): look at its load and at `docker logs "
-                f"{self.proxy.container}`, then try again."
-            )
-        said = status.split()
-        held = re.search(r"^--held (.+)$", head, re.MULTILINE)
-        return Look(
-            version=tuple(map(int, numbers.groups())) if numbers else (),
-            free=int(free[1]) * 1024 if free else 0,
-            curl="\n--curl\n" in head,
-            live=Live(number=int(said[1]), generation=said[2]) if said[:1] == [app] else None,
-            site=site or None,
-            before=before or None,
-            holder=held[1] if held else "",
-            left=tuple(re.findall(r"^--left (.+)$", head, re.MULTILINE)),
-        )
+        return read_look(app, self.proxy.container, self.run(LOOK, names))
+
+    def serves(self, app: str) -> Live | None:
+        """What the running nginx serves of `app`.
+
+        Raises:
+            Unavailable: as `look`.
+        """
+        output = self.run(SERVES, {"APP": app, "PORT": str(STATUS_PORT)})
+        return read_live(app, self.proxy.container, output)
 
     def check(self, site: Site | None) -> None:
         """The proxy's own nginx accepts the whole configuration with this site in it.
@@ -310,12 +270,8 @@ class Nginx:
             yield
 
     def accepting(self) -> set[int]:
-        """Process ids of the workers that accept connections."""
-        return {
-            pid
-            for pid, title in self.engine.processes(self.id)
-            if title.startswith("nginx: worker process") and "shutting down" not in title
-        }
+        """Process ids of the workers that accept connections, as the container sees them."""
+        return {int(pid) for pid in re.findall(r"/proc/(\d+)/", self.run(ACCEPTING, {}).text)}
 
     def reload(self, app: str, generation: str | None, *, patient: bool = False) -> None:
         """The running nginx has this generation of the app, and no worker accepts with another.
@@ -334,11 +290,12 @@ class Nginx:
         began, since = time.monotonic(), time.time()
         asked = 0.0
         clock = self.hup()
+        time.sleep(START)
         while True:
             now = self.accepting()
             if now and not now & before:
                 with suppress(Unavailable):  # the new workers are not yet ready
-                    live = self._look(app).live
+                    live = self.serves(app)
                     if (live.generation if live else None) == generation:
                         return
             waited = time.monotonic() - began

@@ -1,20 +1,8 @@
 """What runs in the proxy's container: shell scripts, whose input is in environment variables."""
 
-# Version, free disk in KiB, who holds $LOCK or left it without a word, what the running nginx says
-# of $APP, and the files $SITE and $BEFORE. 97: no client, 98: no nginx. `--silent`: nginx took the
-# question and gave no answer.
-LOOK = r"""
-command -v nginx >/dev/null || exit 98
-nginx -v 2>&1
-! command -v curl >/dev/null || echo --curl
-echo --disk
-df -Pk / | awk 'END { print $4 }'
-if [ -s "$LOCK" ]; then
-    word=left
-    flock -n -s 7 7< "$LOCK" || word=held
-    sed "s/^/--$word /" "$LOCK"
-fi
-[ ! -e "$LOCK.left" ] || sed 's/^/--left /' "$LOCK.left"
+# What the running nginx says of $APP. 97: no client. `--silent`: nginx took the question and gave
+# no answer.
+SERVES = r"""
 for try in 1 2 3; do
     if command -v curl >/dev/null; then
         said=$(curl -s --noproxy '*' --max-time 3 -H "Host: $APP.nonstop" "http://127.0.0.1:$PORT/")
@@ -32,6 +20,23 @@ case "$code $said" in
     7\ * | *refused*) printf -- --refused ;;
     *) printf -- '--silent %s' "$code" ;;
 esac
+"""
+
+# Version, free disk in KiB, who holds $LOCK or left it without a word, what the running nginx says
+# of $APP, and the files $SITE and $BEFORE. 98: no nginx.
+LOOK = rf"""
+command -v nginx >/dev/null || exit 98
+nginx -v 2>&1
+! command -v curl >/dev/null || echo --curl
+echo --disk
+df -Pk / | awk 'END {{ print $4 }}'
+if [ -s "$LOCK" ]; then
+    word=left
+    flock -n -s 7 7< "$LOCK" || word=held
+    sed "s/^/--$word /" "$LOCK"
+fi
+[ ! -e "$LOCK.left" ] || sed 's/^/--left /' "$LOCK.left"
+{SERVES}
 for file in "$SITE" "$BEFORE"; do
     printf '\n--file\n'
     [ ! -e "$file" ] || cat "$file"
@@ -217,30 +222,45 @@ kill "$PROCESS"
 LEAVING = """
 read -r up _ < /proc/uptime
 boot=$(($(date +%s) - ${up%.*}))
-for process in /proc/[0-9]*; do
-    case "$(tr '\\0' ' ' 2>/dev/null < $process/cmdline)" in
-        "nginx: worker process is shutting down"*)
-            if [ -n "$FILES" ]; then ls -l $process/fd 2>&1; continue; fi
-            user=$(stat -c %u $process) && set -- $(cat $process/stat) || continue
-            echo "$user $((boot + ${22} / 100))" ;;
-    esac
+for file in $(grep -ls '^nginx: worker process is shutting down' /proc/[0-9]*/cmdline); do
+    process=${file%/cmdline}
+    if [ -n "$FILES" ]; then ls -l $process/fd 2>&1; continue; fi
+    user=$(stat -c %u $process) && set -- $(cat $process/stat) || continue
+    echo "$user $((boot + ${22} / 100))"
 done
+"""
+
+# Of nginx's processes with a title like $1: those of this container; with the host's processes in
+# sight there may be others'.
+_OWN = """
+group() { said=; while read -r line; do said="$said $line"; done < $1/cgroup; }
+group /proc/self 2>/dev/null
+container=$said
+own() {
+    for file in $(grep -ls "^nginx: $1" /proc/[0-9]*/cmdline); do
+        group "${file%/cmdline}" 2>/dev/null
+        [ "$said" != "$container" ] || echo "$file"
+    done
+}
 """
 
 # The container's own nginx reads its configuration; prints the time before, as nginx logs it.
 # 1: no master took the signal.
-HUP = """
+HUP = f"""{_OWN}
 date '+%Y/%m/%d %H:%M:%S'
 code=1
-for process in /proc/[0-9]*; do
-    case "$(tr '\\0' ' ' 2>/dev/null < $process/cmdline)" in
-        "nginx: master process"*)
-            # with the host's processes in sight there may be other containers'
-            [ "$(cat $process/cgroup)" != "$(cat /proc/self/cgroup)" ] && continue
-            kill -HUP "${process#/proc/}" && code=0 ;;
-    esac
+for file in $(own 'master process'); do
+    file=${{file#/proc/}}
+    kill -HUP "${{file%/cmdline}}" && code=0
 done
 exit $code
+"""
+
+# Process ids, as the container sees them, of the workers that accept connections.
+ACCEPTING = f"""{_OWN}
+set -- $(own 'worker process')
+[ $# = 0 ] || grep -Ls 'is shutting down' "$@"
+exit 0
 """
 
 # The sites and locks of apps.
