@@ -147,6 +147,16 @@ def test_another_container_s_nginx_in_sight_is_not_taken_for_the_proxy_s(shop: S
         assert engine.processes(other) == seen
 
 
+def test_workers_that_cannot_be_listed_are_not_taken_for_none(shop: Shop) -> None:
+    OwnNginx(shop)
+    with Engine() as engine:
+        nginx = Nginx(engine, shop.app().proxy)
+        assert nginx.accepting()
+        shop.exec("mv $(command -v grep) /tmp")
+        with pytest.raises(EngineHiccup, match="no grep"):
+            nginx.accepting()
+
+
 def test_only_the_generation_that_was_asked_for_proves_a_cutover(shop: Shop) -> None:
     shop.deploy("one")
     with Engine() as engine:

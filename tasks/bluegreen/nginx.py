@@ -270,8 +270,18 @@ class Nginx:
             yield
 
     def accepting(self) -> set[int]:
-        """Process ids of the workers that accept connections, as the container sees them."""
-        return {int(pid) for pid in re.findall(r"/proc/(\d+)/", self.run(ACCEPTING, {}).text)}
+        """Process ids of the workers that accept connections, as the container sees them.
+
+        Raises:
+            EngineHiccup: not all could be seen: a reload would be taken for proven.
+        """
+        said = self.run(ACCEPTING, {}).text.rstrip()
+        if not said.endswith("--all"):
+            raise EngineHiccup(
+                f"The workers of nginx in {self.proxy.container} could not be listed: "
+                f"{said[-300:] or 'nothing was said'}."
+            )
+        return {int(pid) for pid in re.findall(r"/proc/(\d+)/", said)}
 
     def reload(self, app: str, generation: str | None, *, patient: bool = False) -> None:
         """The running nginx has this generation of the app, and no worker accepts with another.
