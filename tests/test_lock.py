@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,8 @@ from tasks.bluegreen.errors import Failed
 from tasks.bluegreen.lock import Lock
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.plan import role
-from tasks.bluegreen.scripts import INSTALL, PROXY_LOCK
+from tasks.bluegreen.scripts import PROXY_LOCK, TAKE
+from tasks.bluegreen.shell import Shell
 from tasks.observe import observe
 from tests.lab.command import Command, deploying
 from tests.lab.long import LONG
@@ -222,14 +223,34 @@ def test_who_says_nothing_when_its_turn_has_come_keeps_nobody_out(serving: Shop)
     """As when its host has lost power: the engine may not hear of that for hours."""
     with Engine() as engine:
         nginx = Nginx(engine, serving.app().proxy)
-        names = {"PROXY_LOCK": PROXY_LOCK, "HOLDER": "another run"}
-        command = ["sh", "-c", INSTALL]
-        with engine.session(nginx.id, command, environment=names, user="0") as silent:
-            assert silent.hear(10, until="--turn\n")
+        with closing(Shell(nginx.id)) as silent:
+            take(silent, "another run")
             began = time.monotonic()
             with nginx.installed(serving.name, nginx.look(serving.name).site, "a", unlocked=True):
                 assert time.monotonic() - began < 30
-            assert silent.code
+            assert not silent.answers()
+
+
+def test_what_a_change_still_writes_when_it_was_cut_short_comes_before_the_next(
+    serving: Shop,
+) -> None:
+    with Engine() as engine:
+        nginx = Nginx(engine, serving.app().proxy)
+        site = nginx.look(serving.name).site
+        with closing(Shell(nginx.id)) as slow:
+            take(slow, "a")
+            began = time.monotonic()
+            with pytest.raises(TimeoutError):
+                slow.run("(sleep 4)", {}, 1, own=True)
+            with nginx.installed(serving.name, site, "a", unlocked=True):
+                assert time.monotonic() - began > 3.5
+
+
+def take(shell: Shell, holder: str) -> None:
+    """The shell has the turn."""
+    taken = shell.run(TAKE, {"PROXY_LOCK": PROXY_LOCK, "HOLDER": holder}, 10, own=True)
+    assert taken
+    assert taken.text == "taken\n"
 
 
 def test_a_change_that_was_interrupted_in_its_queue_writes_nothing(shop: Shop) -> None:

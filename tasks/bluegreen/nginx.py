@@ -25,22 +25,23 @@ from tasks.bluegreen.scripts import (
     ACCEPTING,
     CHECK,
     HUP,
-    INSTALL,
     LOOK,
     PROXY_LOCK,
     SERVES,
     USED,
     WRITABLE,
+    WRITE,
     lock_file,
 )
-from tasks.bluegreen.shell import SHELLS
+from tasks.bluegreen.shell import SHELLS, Shell
+from tasks.bluegreen.turn import turn
 
 STATUS_PORT = 18099  # on the container's loopback: which generation is loaded
 SITES = "/etc/nginx/nonstop/sites"  # in a proxy that nonstop created
 MAIN = "/etc/nginx/nonstop/nginx.conf"
 START = 0.1  # seconds that nginx gives new workers before it tells the old ones to leave
 RELOAD = 15.0  # seconds until a reload has to be proven
-INSTALLED = 75.0  # seconds until a site has to be installed; another app's reload may go first
+WRITTEN = 15.0  # seconds until a site has to be, once it may
 LARGEST_SITE = 100_000  # bytes: it travels in an environment variable, Linux allows 128 KiB
 
 SERVER_NAME = re.compile(r"(?:^|[;{])\s*server_name\s+([^;]+);", re.MULTILINE)
@@ -73,6 +74,7 @@ class Nginx:
         root = (config(seen, "User") or "0").partition(":")[0] in ("0", "root")
         self.own = ("", "0") if root else ("",)  # users as whom the container's shell runs
         self.ours = "nonstop.proxy" in (config(seen, "Labels") or {})
+        self._shell: Shell | None = None  # which has the turn
         self.directory = proxy.directory or (SITES if self.ours else "/etc/nginx/conf.d")
 
     def main(self) -> str:
@@ -236,38 +238,34 @@ class Nginx:
         site = self.path(app)
         values = {
             "PROXY_LOCK": PROXY_LOCK,
-            "LOCK": lock_file(app),
             "HOLDER": holder,
+            "LOCK": lock_file(app),
             "OR": "free" if unlocked else holder,
             "SITE": site,
             "NEW": _beside(site, "new"),
             "BEFORE": _beside(site, "before"),
             "TEXT": text or "",
         }
-        command = ["sh", "-c", INSTALL]
-        with self.engine.session(self.id, command, environment=values, user="0") as session:
+        own = "0" in self.own
+        with turn(self.id, "" if own else "0", holder) as shell:
             with engine_words(f"write {site} in {self.proxy.container}"):
-                said = session.hear(INSTALLED, until="--turn\n")
-                if said.endswith("--turn\n"):  # who was interrupted meanwhile writes nothing
-                    session.say("go\n")
-                    said = session.hear(INSTALLED, until="\n--held\n")
-                said, held, _ = said.partition("\n--held\n")
-                code = None if held else session.code
-            if code == 94:
+                written = shell.run(WRITE, values, WRITTEN, own=True)
+            written = written or Output(1, "the shell was ended")
+            if written.code == 94:
                 raise LockLost(
                     f"{app}: the lock in {self.proxy.container} is no longer this run's "
-                    f"(now: {said.strip()}), so the site was not changed."
+                    f"(now: {written.text.strip()}), so the site was not changed."
                 )
-            if code == 92:
-                raise EngineHiccup(
-                    f"{app}: another site of {self.proxy.container} is being changed all the while."
-                )
-            if not held or said != (text or ""):
+            if written != Output(0, text or ""):
                 raise EngineHiccup(
                     f"Writing {site} in {self.proxy.container} failed: "
-                    f"{said.strip()[-300:] or 'it reads differently'}."
+                    f"{written.text.strip()[-300:] or 'it reads differently'}."
                 )
-            yield
+            self._shell = shell if own else None
+            try:
+                yield
+            finally:
+                self._shell = None
 
     def accepting(self) -> set[int]:
         """Process ids of the workers that accept connections, as the container sees them.
@@ -374,6 +372,11 @@ class Nginx:
         if user not in self.own:
             command = ["sh", "-c", script]
             return self.engine.exec(self.id, command, environment=environment, user=user)
+        if self._shell is not None:
+            with engine_words(f"run sh in {self.id[:12]}"):
+                output = self._shell.run(script, environment, timeout)
+            if output is not None:
+                return output
         return SHELLS.run(self.engine, self.id, script, environment, timeout)
 
 

@@ -148,25 +148,34 @@ file=$DIRECTORY/.nonstop.$$
 touch "$file" && rm -f "$file"
 """
 
-# Prints `--turn`; once it is told to `go`, $TEXT becomes $SITE at once, or the site goes; what it
-# was is $BEFORE. Prints what nginx would read and `--held`: no other site changes until standard
-# input is closed. A change of $HOLDER's own that a signal cut short makes way, and any whose owner
-# says nothing for long. 92: another one is being made all the while. 94: the lock is neither
-# $HOLDER's nor, where that may be, free; prints whose.
-INSTALL = r"""
-set -e
+# For the shell itself, not for a process of its own: takes the right to change a site of this
+# proxy, which the kernel frees when the shell has ended; prints `taken` or `busy`. A change of
+# $HOLDER's own that a signal cut short makes way, and any whose time is over.
+TAKE = r"""
+read -r up _ < /proc/uptime
+now=${up%.*}
 exec 8>>"$PROXY_LOCK"
-tries=0
-until flock -n 8; do
-    read -r process holder < "$PROXY_LOCK" || holder=
-    [ "$holder" != "$HOLDER" ] || kill "$process" || true
-    tries=$((tries + 1))
-    [ $tries -lt 600 ] || exit 92
-    sleep 0.1
-done
-echo "$$ $HOLDER" > "$PROXY_LOCK"
-echo --turn
-[ "$(exec 8>&-; timeout 15 head -c 3)" = go ] || exit
+if flock -n 8; then
+    echo "$$ $((now + 15)) $HOLDER" > "$PROXY_LOCK"
+    echo taken
+else
+    exec 8>&-
+    read -r process end holder < "$PROXY_LOCK" || holder=
+    if [ "$holder" = "$HOLDER" ] || [ "$now" -gt "${end:-$now}" ]; then
+        [ "$(readlink "/proc/$process/fd/8")" != "$PROXY_LOCK" ] || kill "$process"
+    fi
+    echo busy
+fi
+"""
+
+# For the shell that has that right: $TEXT becomes $SITE at once, or the site goes; what it was is
+# $BEFORE. Prints what nginx would read. Nobody else has the right before this has ended, even if
+# its shell was killed. 94: the lock is neither $HOLDER's nor, where that may be, free; prints
+# whose.
+WRITE = r"""(
+set -e
+read -r up _ < /proc/uptime
+echo "$$ $((${up%.*} + 60)) $HOLDER" > "$PROXY_LOCK"
 owner=free
 flock -n "$LOCK" true || owner=$(cat "$LOCK")
 [ "$owner" = "$HOLDER" ] || [ "$owner" = "$OR" ] || { echo "$owner"; exit 94; }
@@ -183,8 +192,12 @@ if [ -n "$TEXT" ]; then
 else
     rm -f "$SITE"
 fi
-printf '\n--held\n'
-timeout 60 cat >/dev/null 8>&-
+)"""
+
+# For the shell that has that right: gives it up.
+LEAVE = """
+: > "$PROXY_LOCK"
+exec 8>&-
 """
 
 # Holds the lock while something comes on standard input: prints `held` and its process, or who has

@@ -5,18 +5,22 @@ from __future__ import annotations
 import base64
 import secrets
 import shlex
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from tasks.bluegreen.commands import Output, Session
 from tasks.bluegreen.containers import Engine, engine_words
 from tasks.bluegreen.errors import EngineHiccup
 
 LIFE = "14400"  # seconds: a shell whose engine forgot it ends by itself
+ALIVE = 5.0  # seconds in which a shell has to say that it is there
 SERVE = r"""
-while read -r token script; do
+while read -r token its script; do
     script=$(printf %s "$script" | base64 -d) || exit
-    (eval "$script") </dev/null 2>&1
+    case $its in
+        own) eval "$script" 2>&1 ;;
+        *) (eval "$script") </dev/null 2>&1 8>&- ;;
+    esac
     printf '\n--%s %s--%s\n' "$token" "$?" "$token"
 done
 """
@@ -25,34 +29,57 @@ done
 class Shell:
     """Runs one script after another in a container, each in a process of its own.
 
+    Args:
+        container: its id.
+        user: user name or id; empty: the container's own.
+
     Raises:
         EngineHiccup: it could not be started.
     """
 
-    def __init__(self, container: str) -> None:
+    def __init__(self, container: str, user: str = "") -> None:
         self._engine = Engine()
         self._session: Session = self._engine.session(
-            container, ["timeout", LIFE, "sh", "-c", SERVE]
+            container, ["timeout", LIFE, "sh", "-c", SERVE], user=user
         )
+        self.waits = True  # for a script; not after one whose end was not heard
 
-    def run(self, script: str, environment: Mapping[str, str], timeout: float) -> Output | None:
+    def run(
+        self, script: str, environment: Mapping[str, str], timeout: float, *, own: bool = False
+    ) -> Output | None:
         """What a script printed; None if the shell is no more.
 
+        Args:
+            script: for `sh`.
+            environment: variables for it.
+            timeout: seconds for the whole of it.
+            own: in the shell's own process: files that it opens stay open for the next script.
+
         Raises:
-            TimeoutError: it did not end in so many seconds.
+            TimeoutError: it did not end in time.
         """
         token = secrets.token_hex(8)
-        exports = "\n".join(f"export {k}={shlex.quote(v)}" for k, v in environment.items())
-        sent = base64.b64encode(f"{exports}\n{script}".encode()).decode()
+        export = "" if own else "export "
+        variables = "\n".join(f"{export}{k}={shlex.quote(v)}" for k, v in environment.items())
+        sent = base64.b64encode(f"{variables}\n{script}".encode()).decode()
+        self.waits = False
         try:
-            self._session.say(f"{token} {sent}\n")
+            self._session.say(f"{token} {'own' if own else 'child'} {sent}\n")
             heard = self._session.hear(timeout, until=f"--{token}\n")
         except TimeoutError:
             raise
         except OSError:
             return None
         text, marked, end = heard.rpartition(f"\n--{token} ")
+        self.waits = bool(marked)
         return Output(int(end.partition("-")[0]), text) if marked else None
+
+    def answers(self) -> bool:
+        """Whether there is still one."""
+        try:
+            return self.run(":", {}, ALIVE) is not None
+        except TimeoutError:
+            return False
 
     def close(self) -> None:
         """It ends."""
@@ -61,10 +88,37 @@ class Shell:
 
 
 class Shells:
-    """At most one shell a container, for as long as a run lasts."""
+    """At most one shell a container and user, for as long as a run lasts."""
 
     def __init__(self) -> None:
-        self._idle: dict[str, Shell] = {}
+        self._idle: dict[tuple[str, str], Shell] = {}
+
+    @contextmanager
+    def one(self, container: str, user: str = "") -> Iterator[Shell]:
+        """A shell that nobody else uses meanwhile; it ends if this is left by an error.
+
+        Args:
+            container: its id.
+            user: user name or id; empty: the container's own.
+
+        Raises:
+            EngineHiccup: it could not be started.
+        """
+        shell = self._idle.pop((container, user), None)
+        if shell is not None and not shell.answers():
+            shell.close()
+            shell = None
+        shell = shell or Shell(container, user)
+        try:
+            yield shell
+        except BaseException:
+            shell.close()
+            raise
+        self._give((container, user), shell)
+
+    def _give(self, whose: tuple[str, str], shell: Shell) -> None:
+        if not shell.waits or self._idle.setdefault(whose, shell) is not shell:
+            shell.close()
 
     def run(
         self,
@@ -86,7 +140,7 @@ class Shells:
         Raises:
             EngineHiccup: it could not be started, or did not end in time.
         """
-        shell = self._idle.pop(container, None)
+        shell = self._idle.pop((container, ""), None)
         with suppress(EngineHiccup):  # the exec below will say it, if it lasts
             shell = shell or Shell(container)
         if shell is not None:
@@ -95,8 +149,7 @@ class Shells:
                 with engine_words(f"run sh in {container[:12]}"):
                     output = shell.run(script, environment, seconds)
             finally:
-                if output is None or self._idle.setdefault(container, shell) is not shell:
-                    shell.close()
+                self._give((container, ""), shell)
             if output is not None:
                 return output
         command = ["sh", "-c", script]

@@ -27,7 +27,8 @@ import flows.deploy
 import flows.recover
 import flows.way_back
 from tasks.bluegreen.nginx import Nginx
-from tasks.bluegreen.scripts import INSTALL
+from tasks.bluegreen.scripts import WRITE
+from tasks.bluegreen.shell import Shell
 from tests.lab.served import cancel
 
 MODULES = (flows.deploy, flows.way_back, flows.recover)
@@ -44,7 +45,6 @@ EFFECTS = (  # calls that change something in the engine or in the proxy
     "stop",
     "remove_container",
     "update_container",
-    "exec_start",
 )
 HANG = 600.0  # seconds; something ends it long before
 
@@ -116,9 +116,6 @@ class Mortal:
 
         @functools.wraps(function)
         def call(api: Any, *args: Any, **kwargs: Any) -> Any:
-            if name == "exec_start" and not self.installs:
-                return function(api, *args, **kwargs)
-            self.installs = False
             number = next(self.numbers)
             if record := self.told.get("record"):
                 with Path(record).open("a") as file:
@@ -129,17 +126,15 @@ class Mortal:
 
         return call
 
-    installs = False
+    def written(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """`Shell.run`, of whose scripts the one that writes the site counts."""
+        write = self.counted("write", run)
 
-    def noticed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`exec_create`, which tells whether the command that starts next writes the site."""
+        @functools.wraps(run)
+        def run_it(shell: Shell, script: str, *args: Any, **kwargs: Any) -> Any:
+            return (write if script == WRITE else run)(shell, script, *args, **kwargs)
 
-        @functools.wraps(function)
-        def create(api: Any, container: str, command: list[str], **kwargs: Any) -> Any:
-            self.installs = INSTALL in command
-            return function(api, container, command, **kwargs)
-
-        return create
+        return run_it
 
     def lay(self) -> None:
         """The steps and the engine's calls are as told from now on."""
@@ -152,8 +147,9 @@ class Mortal:
         api: Any = docker.APIClient
         for name in EFFECTS:
             setattr(api, name, self.counted(name, getattr(api, name)))
-        api.exec_create = self.noticed(api.exec_create)
         proxy: Any = Nginx
+        shell: Any = Shell
+        shell.run = self.written(shell.run)
         proxy.hup = self.counted("hup", proxy.hup)
 
 
