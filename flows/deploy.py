@@ -161,8 +161,8 @@ def replace(
                 note(ask_approval(plan, replicas, approve_within, closes))
                 health_check(plan, replicas)  # it may be long since
             ensure_not_cancelled()
-            reload_nginx(plan, site)
-            verified = verify_traffic(plan, replicas, blue)
+            host = reload_nginx(plan, site)
+            verified = verify_traffic(plan, replicas, blue, host)
             ensure_not_cancelled()
         # Whatever ends the run from now on.
         note(report=succeeded(plan, verified, pending=f"{PENDING}."))

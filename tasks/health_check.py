@@ -40,34 +40,28 @@ def until_healthy(engine: Engine, nginx: Nginx, plan: Plan, replicas: tuple[Repl
     try:
         probe = nearest(engine, nginx)
         began = told = time.monotonic()
-        rounds, whole_at, asked = 0, began, replicas
+        rounds = 0
         while True:
-            said = list(pool.map(lambda r: complaint(engine, probe, plan, r), asked))
-            wrong = [(replica, text) for replica, text in zip(asked, said, strict=True) if text]
-            now = time.monotonic()
-            if whole := len(asked) == len(replicas):
-                rounds, whole_at = 0 if wrong else rounds + 1, now
+            said = list(pool.map(lambda r: complaint(engine, probe, plan, r), replicas))
+            wrong = [text for text in said if text]
+            rounds = 0 if wrong else rounds + 1
             if rounds == health.checks:
                 break
+            now = time.monotonic()
             if now - began > health.deadline:
-                why = "; ".join(text for _, text in wrong) or "its checks flap"
                 raise Unhealthy(
                     f"Release {plan.green} of {app.name} did not become healthy in "
-                    f"{health.deadline:g} s: {why}.",
+                    f"{health.deadline:g} s: {'; '.join(wrong) or 'its checks flap'}.",
                     "\n".join(engine.last_words(replica, app) for replica in replicas[:2]),
                 )
             if wrong and now - told >= TELL:
                 told = now
                 say(
                     f"{len(wrong)} of {len(replicas)} replicas not healthy after "
-                    f"{now - began:.0f} s of at most {health.deadline:g} s: {wrong[0][1]}"
+                    f"{now - began:.0f} s of at most {health.deadline:g} s: {wrong[0]}"
                 )
-            # Those that start take what a look costs: who was right is not asked each time.
-            late = wrong and now - whole_at < health.interval
-            asked = tuple(replica for replica, _ in wrong) if late else replicas
-            soon = SOON + (now - began) / 8  # most apps are up long before an interval has passed
-            if wrong or whole:
-                time.sleep(min(health.interval, soon) if wrong else health.interval)
+            soon = SOON + (now - began) / 4  # most apps are up long before an interval has passed
+            time.sleep(min(health.interval, soon) if wrong else health.interval)
         list(pool.map(lambda replica: _warm_up(probe, app, replica), replicas))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # the way back waits for no slow answer

@@ -15,10 +15,13 @@ SETTLE = 5.0  # seconds in which the front door has to answer with green's numbe
 
 
 @step("reload-nginx", timeout=180, retries=2)
-def reload_nginx(plan: Plan, site: Site) -> None:
+def reload_nginx(plan: Plan, site: Site) -> str:
     """The site is installed and loaded, and the front door answers with green's number.
 
     No worker of the generation before accepts connections any more.
+
+    Returns:
+        The host name by which it was asked.
 
     Raises:
         LockLost: another run may be changing the app, so nothing was switched.
@@ -42,3 +45,4 @@ def reload_nginx(plan: Plan, site: Site) -> None:
                 )
             time.sleep(0.1)
     say(f"cutover to release {site.number} proven {seconds:.2f} s after the reload")
+    return door.host

@@ -26,7 +26,7 @@ def teardown_blue(plan: Plan) -> Drained:
     app = plan.app
     with Engine() as engine:
         nginx = Nginx(engine, app.proxy)
-        releases = engine.releases(app.name)
+        releases = engine.releases(app.name, before=plan.green)
         every = Observed(
             app=app.name,
             proxy=app.proxy.container,
@@ -34,7 +34,7 @@ def teardown_blue(plan: Plan) -> Drained:
             live=Live(number=plan.green, generation=""),  # asked of nginx before anything stops
             gone=gone_proxies(engine, releases),
         )
-        older = [r for r in every.behind if r.number < plan.green]
+        older = every.behind
         up = [release for release in older if not release.standing]
         servers = frozenset[str]().union(*(release.servers for release in up))
         made = min((release.made for release in up), default=time.time())
@@ -64,7 +64,7 @@ def ensure_green_serves(nginx: Nginx, plan: Plan) -> Live:
     Raises:
         StateUnknown: it does not.
     """
-    live = nginx.look(plan.app.name).live
+    live = nginx.serves(plan.app.name) or nginx.look(plan.app.name).live
     if live is None or live.number != plan.green:
         raise StateUnknown(
             f"{plan.app.name}: nginx serves {live.number if live else 'no release'}, not "

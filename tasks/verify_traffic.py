@@ -22,7 +22,9 @@ TELL = 10.0
 
 
 @step("verify-traffic", timeout=1800)
-def verify_traffic(plan: Plan, replicas: tuple[Replica, ...], blue: Release | None) -> Verified:
+def verify_traffic(
+    plan: Plan, replicas: tuple[Replica, ...], blue: Release | None, host: str = ""
+) -> Verified:
     """For the bake time every replica ran, and requests were answered by green and were right.
 
     Ours go through the front door as a visitor's do; visitors' own results are read from the access
@@ -32,6 +34,7 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...], blue: Release | No
         plan: of the run.
         replicas: green's, as they were found healthy.
         blue: the release that served before; None: there was none.
+        host: the name by which the site is asked; empty: it is found out.
 
     Raises:
         BadTraffic: with the failing requests.
@@ -40,7 +43,7 @@ def verify_traffic(plan: Plan, replicas: tuple[Replica, ...], blue: Release | No
     app, verify = plan.app, plan.app.verify
     with Engine() as engine, Engine() as follower:
         nginx = Nginx(engine, app.proxy)
-        door = FrontDoor(engine, nginx, app)
+        door = FrontDoor(engine, nginx, app, host)
         # Of the last to start: a replica that stood still until a recovery failed nobody since.
         since = _last(replica.started for replica in replicas)
         green = Side(frozenset(f"{replica.address}:{app.port}" for replica in replicas), since)

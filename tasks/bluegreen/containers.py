@@ -136,12 +136,19 @@ class Engine:
         seen = self.inspect(container)
         return None if seen is None else read_replica(seen)
 
-    def releases(self, app: str) -> tuple[Release, ...]:
-        """Every release of `app` that has a container, ascending by number."""
+    def releases(self, app: str, *, before: int | None = None) -> tuple[Release, ...]:
+        """Every release of `app` that has a container, ascending by number.
+
+        Args:
+            app: its name.
+            before: of these alone, whose number is smaller.
+        """
         with engine_words("list containers"):
             listed = self.api.containers(all=True, filters={"label": f"nonstop.app={app}"})
         found: dict[int, list[tuple[Replica, dict[str, str]]]] = {}
         for entry in listed:
+            if before is not None and int(entry["Labels"]["nonstop.release"]) >= before:
+                continue
             seen = self.inspect(entry["Id"])
             if seen is not None:  # else it was removed since the list was made
                 replica = read_replica(seen)

@@ -193,11 +193,18 @@ def _among(network: Mapping[str, Any]) -> bool:
 
 
 class FrontDoor:
-    """The public listener, asked as a visitor asks it."""
+    """The public listener, asked as a visitor asks it.
 
-    def __init__(self, engine: Engine, nginx: Nginx, app: App) -> None:
-        self.host, rather = app.server_name, app.unlikely_name
-        if rather != self.host and self.host in nginx.names(apart_from=app.name):
+    Args:
+        engine: where the proxy is.
+        nginx: the proxy's.
+        app: whose site.
+        host: the name that the site is asked by; empty: it is found out.
+    """
+
+    def __init__(self, engine: Engine, nginx: Nginx, app: App, host: str = "") -> None:
+        self.host, rather = host or app.server_name, app.unlikely_name
+        if not host and rather != self.host and self.host in nginx.names(apart_from=app.name):
             self.host = rather  # the other site has that name, this one every name that is left
         self._apart = ThreadPoolExecutor(1)
         self.probe: Probe = Direct()
