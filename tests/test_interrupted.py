@@ -11,6 +11,7 @@ from types import FrameType
 import pytest
 
 from flows.interrupts import half_done
+from tasks.bluegreen.scripts import TAKE, WRITE
 from tests.lab.interrupting import Terminated, interrupted, where
 from tests.lab.shop import Shop
 from tests.lab.tally import Case
@@ -38,21 +39,23 @@ def interrupt(
 
 
 @pytest.mark.parametrize(
-    ("place", "line"),
+    ("place", "script", "line"),
     [
-        ("bluegreen/shell.py run", 22),  # the turn is asked for
-        ("bluegreen/shell.py run", 35),  # the site is being written
-        ("bluegreen/turn.py turn", 9),  # it is loaded, and the turn is given up
+        ("bluegreen/shell.py run", TAKE, 9),  # the turn is asked for
+        ("bluegreen/shell.py run", WRITE, 9),  # the site is being written
+        ("bluegreen/turn.py turn", None, 9),  # it is loaded, and the turn is given up
         # Where asyncio keeps what a callback raises to itself: none of ours may be there.
-        ("asyncio/events.py _run", 2),
+        ("asyncio/events.py _run", None, 2),
     ],
+    ids=["take", "write", "leave", "asyncio"],
 )
 def test_a_signal_at_this_line_of_a_reload_leads_back_at_once(
-    serving: Shop, count: Count, place: str, line: int
+    serving: Shop, count: Count, place: str, script: str | None, line: int
 ) -> None:
-    case = interrupt(
-        serving, signal.SIGTERM, "reload_nginx", lambda frame: where(frame) == place, line
-    )
+    def here(frame: FrameType) -> bool:
+        return where(frame) == place and frame.f_locals.get("script") == script
+
+    case = interrupt(serving, signal.SIGTERM, "reload_nginx", here, line)
     assert case or "asyncio" in place
     assert serving.live() == (1 if case else 2)
     count([case] if case else [])

@@ -14,7 +14,7 @@ import pytest
 
 from flows.recover import recover
 from tasks.bluegreen.containers import Engine
-from tasks.bluegreen.errors import Failed
+from tasks.bluegreen.errors import EngineHiccup, Failed
 from tasks.bluegreen.lock import Lock
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.plan import role
@@ -229,6 +229,30 @@ def test_who_says_nothing_when_its_turn_has_come_keeps_nobody_out(serving: Shop)
             with nginx.installed(serving.name, nginx.look(serving.name).site, "a", unlocked=True):
                 assert time.monotonic() - began < 30
             assert not silent.answers()
+
+
+@pytest.mark.long
+def test_who_says_nothing_for_a_minute_after_it_wrote_keeps_nobody_out(serving: Shop) -> None:
+    with Engine() as engine:
+        nginx = Nginx(engine, serving.app().proxy)
+        site = nginx.look(serving.name).site
+        with nginx.installed(serving.name, site, "another run", unlocked=True):
+            began = time.monotonic()
+            with Nginx(engine, nginx.proxy).installed(serving.name, site, "a", unlocked=True):
+                assert 50 < time.monotonic() - began < 70
+
+
+def test_why_no_site_can_be_changed_is_said(shop: Shop) -> None:
+    shop.deploy("one")
+    before = shop.sites()
+    shop.exec(f"rm {PROXY_LOCK} && mkdir {PROXY_LOCK}")
+    with (
+        Engine() as engine,
+        pytest.raises(EngineHiccup, match=r"could not be locked: .*[Dd]irectory"),
+        Nginx(engine, shop.app().proxy).installed(shop.name, "# another", "a", unlocked=True),
+    ):
+        pytest.fail("it was not locked")
+    assert shop.sites() == before
 
 
 def test_what_a_change_still_writes_when_it_was_cut_short_comes_before_the_next(

@@ -372,7 +372,7 @@ class Nginx:
         if user not in self.own:
             command = ["sh", "-c", script]
             return self.engine.exec(self.id, command, environment=environment, user=user)
-        if self._shell is not None:
+        if self._shell is not None and self._shell.waits:
             with engine_words(f"run sh in {self.id[:12]}"):
                 output = self._shell.run(script, environment, timeout)
             if output is not None:

@@ -7,7 +7,8 @@ for try in 1 2 3; do
     if command -v curl >/dev/null; then
         said=$(curl -s --noproxy '*' --max-time 3 -H "Host: $APP.nonstop" "http://127.0.0.1:$PORT/")
     elif command -v wget >/dev/null; then
-        said=$(wget -q -T 3 -O - --header "Host: $APP.nonstop" "http://127.0.0.1:$PORT/" 2>&1)
+        said=$(timeout 4 wget -q -T 3 -O - --header "Host: $APP.nonstop" \
+            "http://127.0.0.1:$PORT/" 2>&1)  # GNU's would try twenty times
     else
         exit 97
     fi
@@ -149,22 +150,24 @@ touch "$file" && rm -f "$file"
 """
 
 # For the shell itself, not for a process of its own: takes the right to change a site of this
-# proxy, which the kernel frees when the shell has ended; prints `taken` or `busy`. A change of
-# $HOLDER's own that a signal cut short makes way, and any whose time is over.
+# proxy, which the kernel frees when the shell has ended, and with it what it runs. Prints `taken`
+# or `busy`; else why it can't. A change of $HOLDER's own that a signal cut short makes way, and any
+# whose time is over.
 TAKE = r"""
 read -r up _ < /proc/uptime
 now=${up%.*}
-exec 8>>"$PROXY_LOCK"
-if flock -n 8; then
-    echo "$$ $((now + 15)) $HOLDER" > "$PROXY_LOCK"
-    echo taken
-else
-    exec 8>&-
-    read -r process end holder < "$PROXY_LOCK" || holder=
-    if [ "$holder" = "$HOLDER" ] || [ "$now" -gt "${end:-$now}" ]; then
-        [ "$(readlink "/proc/$process/fd/8")" != "$PROXY_LOCK" ] || kill "$process"
+if true >>"$PROXY_LOCK"; then
+    exec 8>>"$PROXY_LOCK"
+    if flock -n 8; then
+        echo "$$ $((now + 15)) $HOLDER" > "$PROXY_LOCK" && echo taken
+    else
+        exec 8>&-
+        read -r process end holder < "$PROXY_LOCK" || holder=
+        if [ "$holder" = "$HOLDER" ] || [ "$now" -gt "${end:-$now}" ]; then
+            [ "$(readlink "/proc/$process/fd/8")" != "$PROXY_LOCK" ] || kill "$process"
+        fi
+        echo busy
     fi
-    echo busy
 fi
 """
 

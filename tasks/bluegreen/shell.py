@@ -10,14 +10,14 @@ from contextlib import contextmanager, suppress
 
 from tasks.bluegreen.commands import Output, Session
 from tasks.bluegreen.containers import Engine, engine_words
-from tasks.bluegreen.errors import EngineHiccup
+from tasks.bluegreen.errors import EngineHiccup, Unavailable
 
 LIFE = "14400"  # seconds: a shell whose engine forgot it ends by itself
 ALIVE = 5.0  # seconds in which a shell has to say that it is there
 SERVE = r"""
-while read -r token its script; do
+while read -r token place script; do
     script=$(printf %s "$script" | base64 -d) || exit
-    case $its in
+    case $place in
         own) eval "$script" 2>&1 ;;
         *) (eval "$script") </dev/null 2>&1 8>&- ;;
     esac
@@ -27,7 +27,7 @@ done
 
 
 class Shell:
-    """Runs one script after another in a container, each in a process of its own.
+    """Runs one script after another in a container, in a process of its own or the shell's.
 
     Args:
         container: its id.
@@ -105,14 +105,15 @@ class Shells:
             EngineHiccup: it could not be started.
         """
         shell = self._idle.pop((container, user), None)
-        if shell is not None and not shell.answers():
-            shell.close()
-            shell = None
-        shell = shell or Shell(container, user)
         try:
+            if shell is not None and not shell.answers():
+                shell.close()
+                shell = None
+            shell = shell or _new(container, user)
             yield shell
         except BaseException:
-            shell.close()
+            if shell is not None:
+                shell.close()
             raise
         self._give((container, user), shell)
 
@@ -159,6 +160,13 @@ class Shells:
         """None is left."""
         while self._idle:
             self._idle.popitem()[1].close()
+
+
+def _new(container: str, user: str) -> Shell:
+    try:
+        return Shell(container, user)
+    except Unavailable as error:  # the engine was there a moment ago
+        raise EngineHiccup(error.what) from error
 
 
 SHELLS = Shells()
