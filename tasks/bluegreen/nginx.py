@@ -247,7 +247,7 @@ class Nginx:
             "TEXT": text or "",
         }
         own = "0" in self.own
-        with turn(self.id, "" if own else "0", holder) as shell:
+        with turn(self.proxy.container, self.id, "" if own else "0", holder) as shell:
             with engine_words(f"write {site} in {self.proxy.container}"):
                 written = shell.run(WRITE, values, WRITTEN, own=True)
             written = written or Output(1, "the shell was ended")

@@ -17,11 +17,12 @@ ANSWER = 15.0  # seconds in which the shell has to say whether it has it
 
 
 @contextmanager
-def turn(container: str, user: str, holder: str) -> Iterator[Shell]:
+def turn(proxy: str, container: str, user: str, holder: str) -> Iterator[Shell]:
     """Nobody else changes a site while entered; the shell is the one that has the right.
 
     Args:
-        container: id of the proxy's container.
+        proxy: name of its container.
+        container: id of that.
         user: as whom the shell runs; empty: the container's own, which is root.
         holder: who asks; a change of its own that was cut short makes way.
 
@@ -31,19 +32,19 @@ def turn(container: str, user: str, holder: str) -> Iterator[Shell]:
     names = {"PROXY_LOCK": PROXY_LOCK, "HOLDER": holder}
     with SHELLS.one(container, user) as shell:
         deadline = time.monotonic() + LONGEST
-        while not _taken(shell, container, names):
+        while not _taken(shell, proxy, names):
             if time.monotonic() > deadline:
-                raise EngineHiccup("Another site of this proxy is being changed all the while.")
+                raise EngineHiccup(f"Another site of {proxy} is being changed all the while.")
             time.sleep(AGAIN)
         yield shell
         with suppress(TimeoutError):  # a shell that is silent is closed, which is as good
             shell.run(LEAVE, names, ANSWER, own=True)
 
 
-def _taken(shell: Shell, container: str, names: dict[str, str]) -> bool:
-    with engine_words(f"lock the sites of {container[:12]}"):
+def _taken(shell: Shell, proxy: str, names: dict[str, str]) -> bool:
+    with engine_words(f"lock the sites of {proxy}"):
         said = shell.run(TAKE, names, ANSWER, own=True)
     if said is None or not said.text.endswith(("taken\n", "busy\n")):
         why = said.text.strip()[-300:] if said else "the shell was ended"
-        raise EngineHiccup(f"{PROXY_LOCK} in {container[:12]} could not be locked: {why}.")
+        raise EngineHiccup(f"{PROXY_LOCK} in {proxy} could not be locked: {why}.")
     return said.text.endswith("taken\n")
