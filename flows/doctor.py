@@ -145,10 +145,6 @@ def _proxy(engine: Engine, proxy: Proxy) -> Iterator[Finding]:
     nginx.check(None)
     look = nginx.look("nobody")
     yield of_nginx(where, look.version)
-    code, _ = engine.exec(nginx.id, ["sh", "-c", "command -v flock"])
-    if code != 0:
-        remedy = "use an image with util-linux or busybox"
-        yield Finding(where, "has no flock, which keeps two runs apart", "problem", remedy)
     if why := nginx.unwritable():
         what = f"no site can be put into {nginx.directory} ({why})"
         yield Finding(where, what, "problem", TO_WRITE)

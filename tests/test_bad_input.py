@@ -209,6 +209,13 @@ def test_behind_a_stopped_proxy_nothing_is_deployed(serving: Shop) -> None:
     serving.deploy("two")
 
 
+def test_a_proxy_that_lacks_programs_is_refused(shop: Shop) -> None:
+    shop.deploy("one")
+    shop.exec("rm $(command -v base64) $(command -v readlink)")
+    with refused(shop, Unavailable, "has no base64, readlink, which a deploy needs there: use"):
+        shop.deploy("two")
+
+
 @pytest.mark.parametrize("image", ["nonstop-lab-hello:v1", PROXY])
 def test_a_container_whose_process_is_not_nginx_is_no_proxy_and_is_left_alone(
     shop: Shop, image: str

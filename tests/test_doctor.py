@@ -117,7 +117,7 @@ def test_a_proxy_that_cannot_keep_runs_apart_is_a_problem(command: Command) -> N
     shop = command.shop
     shop.deploy("one")
     shop.exec("mv $(command -v flock) /flock")
-    assert "util-linux" in only(findings(command, 2), "problem", "has no flock")["remedy"]
+    assert "util-linux" in only(findings(command, 2), "problem", "has no flock")["what"]
 
 
 def test_a_template_without_keepalive_min_timeout_is_named(

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from tasks.bluegreen.commands import Session
 from tasks.bluegreen.containers import Engine, engine_words
-from tasks.bluegreen.errors import EngineHiccup, Locked, Unavailable
+from tasks.bluegreen.errors import EngineHiccup, Locked
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.scripts import FREE, LOCK, lock_file
 
@@ -113,11 +113,6 @@ class Lock:
             self._process = said.removeprefix("held ")
             return None
         self._close()
-        if said == "no flock":
-            raise Unavailable(
-                f"The proxy {self.nginx.proxy.container} has no flock, with which two runs are "
-                "kept apart: use an image with util-linux or busybox."
-            )
         if not said:
             raise EngineHiccup(f"The lock of {self.app} in {self.nginx.proxy.container} is silent.")
         return said

@@ -27,7 +27,7 @@ def read_look(app: str, proxy: str, output: Output) -> Look:
     """What LOOK printed in the container `proxy`.
 
     Raises:
-        Unavailable: there is no nginx that answers, or no HTTP client to ask it.
+        Unavailable: there is no nginx that answers, or not the programs that a deploy needs there.
         EngineHiccup: it broke off.
     """
     head, *files = output.text.split("\n--file\n", 2)
@@ -65,6 +65,11 @@ def read_live(app: str, proxy: str, output: Output) -> Live | None:
         raise Unavailable(
             f"The proxy {proxy} has neither curl nor wget, with which its nginx is asked what it "
             "serves: use an image with one."
+        )
+    if output.code == 96:
+        raise Unavailable(
+            f"The proxy {proxy} has no {output.text}, which a deploy needs there: use an image "
+            "with coreutils, grep, sed, awk and util-linux, or with busybox."
         )
     if output.code != 0:
         raise _broke_off(proxy, output)

@@ -115,8 +115,8 @@ class Nginx:
         """The version, what the running nginx serves of `app`, and the site's text on disk.
 
         Raises:
-            Unavailable: the container has no nginx that answers, or no HTTP client to ask it on
-                its loopback.
+            Unavailable: the container has no nginx that answers on its loopback, or not the
+                programs that a deploy needs there.
         """
         look = self._look(app)
         if look.live is None and look.site is not None:

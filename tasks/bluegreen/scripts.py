@@ -24,9 +24,15 @@ esac
 """
 
 # Version, free disk in KiB, who holds $LOCK or left it without a word, what the running nginx says
-# of $APP, and the files $SITE and $BEFORE. 98: no nginx.
+# of $APP, and the files $SITE and $BEFORE. 98: no nginx. 96: the scripts here would not run; prints
+# what they lack.
 LOOK = rf"""
 command -v nginx >/dev/null || exit 98
+lacks=
+for program in awk base64 df flock grep mktemp readlink sed stat timeout; do
+    command -v $program >/dev/null || lacks="$lacks, $program"
+done
+[ -z "$lacks" ] || {{ printf %s "${{lacks#, }}"; exit 96; }}
 nginx -v 2>&1
 ! command -v curl >/dev/null || echo --curl
 echo --disk
@@ -208,7 +214,6 @@ exec 8>&-
 # restarted. Who ends well says `q`, who does not says `x` and stays named until somebody ends well,
 # as who died does; both hear `freed`. A second try, as to look takes the lock for a moment.
 LOCK = """
-command -v flock >/dev/null || { echo "no flock"; exit 0; }
 exec 9>>"$LOCK"
 flock -n 9 || { sleep 0.1; flock -n 9; } || { cat "$LOCK"; exit 0; }
 [ ! -s "$LOCK" ] || cat "$LOCK" >> "$LOCK.left"

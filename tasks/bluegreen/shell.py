@@ -38,7 +38,10 @@ class Shell:
     """
 
     def __init__(self, container: str, user: str = "") -> None:
-        self._engine = Engine()
+        try:
+            self._engine = Engine()
+        except Unavailable as error:  # it was there a moment ago
+            raise EngineHiccup(error.what) from error
         self._session: Session = self._engine.session(
             container, ["timeout", LIFE, "sh", "-c", SERVE], user=user
         )
@@ -109,7 +112,7 @@ class Shells:
             if shell is not None and not shell.answers():
                 shell.close()
                 shell = None
-            shell = shell or _new(container, user)
+            shell = shell or Shell(container, user)
             yield shell
         except BaseException:
             if shell is not None:
@@ -160,13 +163,6 @@ class Shells:
         """None is left."""
         while self._idle:
             self._idle.popitem()[1].close()
-
-
-def _new(container: str, user: str) -> Shell:
-    try:
-        return Shell(container, user)
-    except Unavailable as error:  # the engine was there a moment ago
-        raise EngineHiccup(error.what) from error
 
 
 SHELLS = Shells()

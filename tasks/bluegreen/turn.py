@@ -46,5 +46,8 @@ def _taken(shell: Shell, proxy: str, names: dict[str, str]) -> bool:
         said = shell.run(TAKE, names, ANSWER, own=True)
     if said is None or not said.text.endswith(("taken\n", "busy\n")):
         why = said.text.strip()[-300:] if said else "the shell was ended"
-        raise EngineHiccup(f"{PROXY_LOCK} in {proxy} could not be locked: {why}.")
+        raise EngineHiccup(
+            f"{PROXY_LOCK} in {proxy} could not be locked: {why}. Its directory has to be writable "
+            "there."
+        )
     return said.text.endswith("taken\n")
