@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from prefect.blocks.system import Secret
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.report import describe
 from tasks.bluegreen.environment import MASK
-from tasks.bluegreen.errors import NonstopError, ReplicaCrashed, Unhealthy
+from tasks.bluegreen.errors import NonstopError, ReplicaCrashed, Unavailable, Unhealthy
 from tasks.bluegreen.plan import plan_deploy
 from tasks.observe import observe
+from tasks.secret import secret
 from tests.lab import history
 from tests.lab.command import Command
 from tests.lab.shop import Shop
@@ -99,6 +101,31 @@ def ensure_secret(*texts: str) -> None:
     for text in texts:
         assert text
         assert [piece for piece in PIECES if piece in text] == [], text
+
+
+@pytest.mark.parametrize(
+    ("saved", "text"),
+    [
+        *((text, text) for text in ('{"a":  1.50}', "1e5", "true", '"quoted"', "plain")),
+        ({"a": [1, "b"]}, '{"a": [1, "b"]}'),
+    ],
+)
+def test_a_secret_is_the_text_that_was_saved(prefect: None, saved: Any, text: str) -> None:
+    Secret(value=saved).save("nonstop-lab-as-saved", overwrite=True)
+    try:
+        assert secret("nonstop-lab-as-saved") == text
+    finally:
+        Secret.delete("nonstop-lab-as-saved")
+
+
+def test_a_prefect_server_that_is_away_does_not_mean_that_there_is_no_such_secret() -> None:
+    with (
+        temporary_settings(
+            {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+        ),
+        pytest.raises(Unavailable, match="server does not tell what the Secret block nope is"),
+    ):
+        secret("nope")
 
 
 def test_a_secret_reaches_its_container_and_is_told_nowhere(

@@ -17,6 +17,7 @@ from flows.pushes import forges, payloads, signatures
 from flows.pushes.payloads import Said
 from flows.pushes.shared import Shared
 from flows.pushes.signatures import Delivery
+from tasks.secret import text_of
 
 SHORTEST = 16  # characters of a secret; a shorter one can be guessed
 FRESH = 30.0  # seconds until a secret is looked up again
@@ -147,4 +148,4 @@ class Secrets:
             if isinstance(error.__cause__, ObjectNotFound):
                 return ""
             raise
-        return str(block.get())
+        return text_of(block)
