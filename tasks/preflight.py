@@ -8,12 +8,14 @@ from tasks.bluegreen.app import App
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.environment import environment, render_text
 from tasks.bluegreen.errors import BadInput, SiteRejected, Unavailable
-from tasks.bluegreen.images import ensure_room, pin
+from tasks.bluegreen.images import ensure_here, ensure_room, pin
 from tasks.bluegreen.look import Look
 from tasks.bluegreen.nginx import Nginx
+from tasks.bluegreen.plan import plan_deploy
 from tasks.bluegreen.probe import FromProxy, nearest
-from tasks.bluegreen.proxy import provided, published, to_create
+from tasks.bluegreen.proxy import provided, published, ranges, to_create
 from tasks.bluegreen.site import render_site
+from tasks.observe import observe
 from tasks.secret import secret
 from tasks.step import say, step
 
@@ -27,7 +29,7 @@ def preflight(app: App, *, rollback: bool = False) -> None:
     """The App can be deployed here: its files, secrets and networks exist, nginx takes its site.
 
     The proxy, where it is for nonstop to create, is created here; it and its network go again when
-    it turns out that it does not take the site. For a first deploy the image is pulled before.
+    it turns out that it does not take the site. Its image and the App's are pulled before.
 
     Args:
         app: what is going to be deployed.
@@ -40,6 +42,8 @@ def preflight(app: App, *, rollback: bool = False) -> None:
     with Engine() as engine:
         ensure_described_well(engine, app, None if rollback else secret)
         there = not to_create(engine, proxy)
+        if not there and proxy.image:
+            ensure_here(engine, app, proxy.image, say)
         if not rollback and (app.pull_policy == "never" or not there):
             pin(engine, app, say)
         pulls = app.pull_policy != "never" and not rollback
@@ -48,6 +52,7 @@ def preflight(app: App, *, rollback: bool = False) -> None:
         with provided(engine, app) as nginx:
             if not there:
                 look = ensure_fits(engine, nginx, app, pulls=pulls)
+                plan_deploy(app, observe.fn(app.name, proxy))  # names and addresses are free
             if not look.curl and isinstance(nearest(engine, nginx), FromProxy):
                 raise Unavailable(
                     f"The replicas cannot be reached from here, and the proxy {proxy.container} "
@@ -66,6 +71,8 @@ def ensure_fits(engine: Engine, nginx: Nginx, app: App, *, pulls: bool) -> Look:
 def ensure_described_well(engine: Engine, app: App, secret: Callable[[str], str] | None) -> None:
     """Every template of the App renders; its files, secrets, networks and front door exist.
 
+    The network between proxy and replicas has room for fixed addresses, or is not there yet.
+
     Args:
         engine: where networks and proxy are.
         app: what is going to be deployed.
@@ -73,6 +80,7 @@ def ensure_described_well(engine: Engine, app: App, secret: Callable[[str], str]
 
     Raises:
         BadInput: with what is wrong, where, and what to do.
+        Unavailable: that network has none.
     """
     render_site(app, 0, NOWHERE[: app.replicas], ANY)
     if secret is not None:
@@ -85,6 +93,7 @@ def ensure_described_well(engine: Engine, app: App, secret: Callable[[str], str]
                 f"{app.name}: there is no Docker network {network}: create it "
                 "or remove it from `networks`."
             )
+    ranges(engine, app.proxy)
     ensure_reachable(engine, app)
 
 

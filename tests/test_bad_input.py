@@ -43,6 +43,8 @@ DESCRIPTIONS: list[tuple[dict[str, Any], str]] = [  # refused as they are, witho
     ({"stop_grace_period": "2 days"}, "stop_grace_period: '2 days' is not a duration"),
     ({"drain": {"limit": "forever"}}, "drain.limit: 'forever' is not a duration"),
     ({"mem_limit": "lots"}, "mem_limit: 'lots' is not a size"),
+    ({"healthcheck": {"test": ["curl", "-f", "/"]}}, "healthcheck.test: the list does not start"),
+    ({"command": "echo 'one"}, 'command: "echo \'one" is no command (No closing quotation)'),
     ({"volumes": ["./data:/data"]}, "volumes: './data:/data' is not like name:/in/container"),
     ({"volumes": "data:/data"}, "volumes: input should be a valid list"),
     ({"labels": {"nonstop.app": "x"}}, "labels: label 'nonstop.app': names that start with"),
@@ -90,8 +92,8 @@ PARTS: list[tuple[dict[str, Any], type[Refused], str]] = [  # refused after a lo
     ),
     (
         {"proxy": {"container": "nonstop-lab-nope", "image": "nonstop-lab-nope:1"}},
-        Unavailable,
-        "The proxy's image nonstop-lab-nope:1 is not on this host",
+        ImageUnavailable,
+        "image nonstop-lab-nope:1 could not be pulled",
     ),
 ]
 
@@ -256,6 +258,24 @@ def test_a_first_deploy_that_is_refused_leaves_no_proxy_behind(shop: Shop, tmp_p
     with refused(shop, BadInput, TEMPLATES["rejected"][1]):
         deploy(app=shop.app("one", proxy=alone(shop) | {"template": str(template)}))
     assert not any(touched(shop).values())
+
+
+def test_a_first_deploy_whose_network_has_no_room_is_refused(shop: Shop) -> None:
+    shop.api.create_network(f"{shop.name}-x", driver="bridge")
+    with refused(shop, Unavailable, f"Network {shop.name}-x has no room for fixed addresses: let"):
+        deploy(app=shop.app("one", proxy=alone(shop)))
+
+
+def test_a_first_deploy_whose_replica_s_name_is_taken_is_refused(shop: Shop) -> None:
+    shop.api.create_container(
+        "nonstop-lab-hello:v1",
+        name=shop.container("1-1"),
+        labels={"nonstop.lab.shop": shop.name},
+    )
+    with refused(
+        shop, Refused, f"A container named {shop.name}-1-1 exists and is not ours: rename"
+    ):
+        deploy(app=shop.app("one", proxy=alone(shop)))
 
 
 def test_a_site_on_a_port_that_the_proxy_does_not_publish_is_refused(command: Command) -> None:

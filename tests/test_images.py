@@ -20,6 +20,7 @@ from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.errors import Failed, ImageUnavailable, RegistryAway
 from tasks.bluegreen.images import TELL
 from tasks.bluegreen.labels import config, joined
+from tests.lab.images import PROXY
 from tests.lab.registry import PASSWORD, USER, Registry, credentials
 from tests.lab.shop import Shop
 
@@ -212,20 +213,33 @@ def test_images_that_only_the_host_has_stay(registry: Registry, shop: Shop) -> N
     assert registry.on_host() == 3
 
 
+@pytest.mark.parametrize("policy", ["missing", "always"])
 def test_an_image_that_was_built_here_stays_though_a_registry_has_it(
-    registry: Registry, shop: Shop
+    registry: Registry, shop: Shop, policy: str
 ) -> None:
     for release in ("one", "two"):
         image = registry.build(release, f"{registry.address}/shop")
         user = {"username": USER, "password": PASSWORD}
         assert "error" not in shop.api.push(image, auth_config=user)
         assert shop.api.inspect_image(image)["RepoDigests"]
-        shop.deploy(image=image, replicas=1, keep=0, pull_policy="missing")
+        shop.deploy(image=image, replicas=1, keep=0, pull_policy=policy)
     shop.deploy(image=registry.push("three"), replicas=1, keep=0, pull_policy="missing")
     assert registry.on_host() == 3
     shop.deploy(replicas=1, keep=0)
     assert shop.containers() == {"4-1": "running"}
     assert registry.on_host() == 2  # without the one that was pulled
+
+
+def test_the_image_of_a_new_proxy_is_pulled(registry: Registry, shop: Shop) -> None:
+    image = f"{registry.address}/nginx:1"
+    shop.api.tag(PROXY, f"{registry.address}/nginx", "1")
+    user = {"username": USER, "password": PASSWORD}
+    assert "error" not in shop.api.push(image, auth_config=user)
+    shop.api.remove_image(image)
+    shop.deploy("one", proxy={"image": image})
+    assert shop.releases() == {"one"}
+    shop.close()
+    shop.api.remove_image(image)
 
 
 def test_an_image_that_may_not_be_pulled_stays(registry: Registry, shop: Shop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
@@ -91,7 +92,8 @@ class Healthcheck(Frozen):
     """Docker's own health check of a container, as in Compose."""
 
     test: tuple[str, ...] | str = Field(
-        description='Command; a text runs in a shell, a list starts with "CMD" or "CMD-SHELL".'
+        description='Command; a text runs in a shell, a list starts with "CMD", "CMD-SHELL" or, '
+        'for none, "NONE".'
     )
     interval: Seconds = Field(default=5.0, gt=0, description="Seconds between two checks.")
     timeout: Seconds = Field(default=5.0, gt=0, description="Seconds one check may take.")
@@ -99,6 +101,13 @@ class Healthcheck(Frozen):
     start_period: Seconds = Field(
         default=0.0, ge=0, description="Seconds after the start in which failures don't count."
     )
+
+    @field_validator("test")
+    @classmethod
+    def _is_a_test(cls, value: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        if isinstance(value, tuple) and value[:1] not in (("CMD",), ("CMD-SHELL",), ("NONE",)):
+            raise ValueError('the list does not start with "CMD", "CMD-SHELL" or "NONE"')
+        return value
 
 
 class Ulimit(Frozen):
@@ -275,6 +284,16 @@ class App(Frozen):
                 f"{bare[0]} has no value: Compose would take the one of your shell, which a run "
                 f"does not have; write `{bare[0]}=` for an empty one"
             )
+        return value
+
+    @field_validator("command", "entrypoint")
+    @classmethod
+    def _splits(cls, value: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
+        if isinstance(value, str):
+            try:
+                shlex.split(value)
+            except ValueError as error:
+                raise ValueError(f"{value!r} is no command ({error}); or write a list") from error
         return value
 
     @field_validator("extra_hosts")

@@ -37,15 +37,27 @@ def pin(engine: Engine, app: App, say: Callable[[str], None]) -> str:
     """
     here = _image_id(engine, app.image)
     if app.pull_policy == "always" or (app.pull_policy == "missing" and here is None):
-        _pull(engine, app, here is not None, say)
+        before = here
+        _pull(engine, app.name, app.image, here is not None, say)
         here = _image_id(engine, app.image)
-        PULLED.update([here] if here else [])
+        PULLED.update([here] if here and here != before else [])
     if here is None:
         raise ImageUnavailable(
             f"{app.name}: image {app.image} is not on this host and pull_policy is "
             f"{app.pull_policy}: pull or build it first. Nothing was touched."
         )
     return here
+
+
+def ensure_here(engine: Engine, app: App, image: str, say: Callable[[str], None]) -> None:
+    """The image, which is not the App's own, is on this host; it is pulled if it was not.
+
+    Raises:
+        ImageUnavailable: in the registry's words.
+        RegistryAway: it did not answer.
+    """
+    if _image_id(engine, image) is None:
+        _pull(engine, app.name, image, False, say)
 
 
 def was_pulled(engine: Engine, app: App, image_id: str) -> bool:
@@ -138,13 +150,13 @@ def _image(engine: Engine, image: str) -> dict[str, Any]:
         return found
 
 
-def _pull(engine: Engine, app: App, here: bool, say: Callable[[str], None]) -> None:
-    name, _, digest = app.image.partition("@")
+def _pull(engine: Engine, app: str, image: str, here: bool, say: Callable[[str], None]) -> None:
+    name, _, digest = image.partition("@")
     last = name.rsplit("/", 1)[-1]
     repository, reference = (
         (name, digest) if digest else (name.rsplit(":", 1) if ":" in last else (name, "latest"))
     )
-    say(f"pulling {app.image}")
+    say(f"pulling {image}")
     began = told = time.monotonic()
     layers: dict[str, tuple[int, int]] = {}
     try:
@@ -157,14 +169,14 @@ def _pull(engine: Engine, app: App, here: bool, say: Callable[[str], None]) -> N
                 told = time.monotonic()
                 so_far, total = (sum(part[i] for part in layers.values()) >> 20 for i in (0, 1))
                 say(
-                    f"pulling {app.image} for {told - began:.0f} s: {so_far} of {total} MiB of "
+                    f"pulling {image} for {told - began:.0f} s: {so_far} of {total} MiB of "
                     "what is known"
                 )
     except APIError as error:
         why = words(error)
         if "no space left" in why:
             raise Unavailable(
-                f"{app.name}: the engine's disk was full before {app.image} was pulled ({why}): "
+                f"{app}: the engine's disk was full before {image} was pulled ({why}): "
                 "free some with `docker image prune`, then deploy again. Nothing was touched."
             ) from error
         broke_off = error.response is None  # told in the stream, after a good start
@@ -178,16 +190,15 @@ def _pull(engine: Engine, app: App, here: bool, say: Callable[[str], None]) -> N
             hint += " The image is on this host: with `pull_policy: missing` it is taken as is."
         kind = RegistryAway if away else ImageUnavailable
         raise kind(
-            f"{app.name}: image {app.image} could not be pulled ({why}): {hint} "
-            "Nothing was touched."
+            f"{app}: image {image} could not be pulled ({why}): {hint} Nothing was touched."
         ) from error
     except TimeoutError as error:
         raise RegistryAway(
-            f"{app.name}: image {app.image} could not be pulled ({error}): is the registry "
+            f"{app}: image {image} could not be pulled ({error}): is the registry "
             "reachable? Nothing was touched."
         ) from error
     except (DockerException, requests.RequestException, OSError) as error:
-        raise EngineHiccup(f"Pulling {app.image} broke off: {words(error)}.") from error
+        raise EngineHiccup(f"Pulling {image} broke off: {words(error)}.") from error
 
 
 def _pulled(engine: Engine, repository: str, reference: str) -> Iterator[dict[str, Any]]:

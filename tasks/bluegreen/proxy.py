@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
-from docker.errors import APIError, ImageNotFound
+from docker.errors import APIError
 from docker.types import IPAMConfig, IPAMPool
 
 from tasks.bluegreen.app import App, Proxy
@@ -210,12 +210,6 @@ def _create(engine: Engine, proxy: Proxy, made: ExitStack) -> None:
                 log_config=log_config(driver),
             ),
         )["Id"]
-    except ImageNotFound as error:
-        raise Unavailable(
-            f"The proxy's image {proxy.image} is not on this host: "
-            f"`docker pull {proxy.image}`, or name another in "
-            "proxy.image."
-        ) from error
     except APIError as error:
         if error.status_code == 409 and _started_by_another_run(engine, proxy, named=True):
             return
