@@ -15,7 +15,7 @@ from tasks.step import say, step
 from tasks.teardown_blue import remove_release
 
 
-@step("put-right", timeout=300, retries=2)
+@step("put-right", timeout=1800, retries=2)
 def put_right(recovery: Recovery, seen: Observed, proxy: Proxy, holder: str) -> None:
     """The site's file is what nginx has loaded, the live release's replicas run, no other is new.
 

@@ -20,6 +20,7 @@ from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.site import render_site
 from tasks.health_check import until_healthy
 from tasks.step import say, step
+from tasks.teardown_blue import remove_replicas
 
 PATIENCE = 90.0  # seconds in which an engine or a proxy that went away has to be back
 AGAIN = 1.0
@@ -77,8 +78,7 @@ def _go_back(engine: Engine, nginx: Nginx, plan: Plan) -> None:
         return
     drain(nginx, green.servers, min(app.drain.limit, GREEN_DRAIN), green.made, say)
     _never_the_live_one(nginx, plan)
-    for replica in ours:
-        engine.remove(replica.id)
+    remove_replicas(engine, green.model_copy(update={"replicas": tuple(ours)}))
     with suppress(EngineHiccup):
         remove_image(engine, green)
 

@@ -43,10 +43,10 @@ def teardown_blue(plan: Plan) -> Drained:
         retirement = plan_retirement(every.model_copy(update={"live": live}), app.keep)
 
         def retire(release: Release) -> None:
-            if release.number in retirement.stop:
-                stop(engine, release)
             if release.number in retirement.remove:
                 remove_release(engine, release)
+            elif release.number in retirement.stop:
+                stop(engine, release)
 
         with ThreadPoolExecutor(len(older) or 1) as pool:
             list(pool.map(retire, older))
@@ -80,8 +80,15 @@ def stop(engine: Engine, release: Release) -> None:
         list(pool.map(lambda replica: engine.retire(replica, release.settings), release.replicas))
 
 
-def remove_release(engine: Engine, release: Release) -> None:
-    """None of its containers is left, nor its image where nonstop pulled it."""
+def remove_replicas(engine: Engine, release: Release) -> None:
+    """None of its containers is left; those that ran were stopped as `stop` does."""
+    if not release.standing:
+        stop(engine, release)
     with ThreadPoolExecutor(len(release.replicas)) as pool:
         list(pool.map(lambda replica: engine.remove(replica.id), release.replicas))
+
+
+def remove_release(engine: Engine, release: Release) -> None:
+    """None of its containers is left, nor its image where nonstop pulled it."""
+    remove_replicas(engine, release)
     remove_image(engine, release)

@@ -72,7 +72,7 @@ def verify_traffic(
                 if now - looked >= LOOK:
                     looked = now
                     ensure_all_alive(engine, plan, replicas)
-                    judge(verify, plan, visits.green, visits.blue)
+                    judge(plan, visits.green, visits.blue, visits.failing)
                 if now - began >= verify.bake_time and not in_a_row:
                     break
                 if now - told >= TELL:
@@ -86,7 +86,7 @@ def verify_traffic(
                 time.sleep(FLUSH)
                 visits.up_to_now()
             ensure_all_alive(engine, plan, replicas)
-            judge(verify, plan, visits.green, visits.blue)
+            judge(plan, visits.green, visits.blue, visits.failing)
             verified = _verified(ours, visits)
     if verified.deaf:
         say(f"visitors were not watched to the end: {verified.deaf}")
@@ -122,17 +122,19 @@ def _verified(ours: Attempts, visits: Visits) -> Verified:
     )
 
 
-def judge(verify: Verify, plan: Plan, green: Attempts, blue: Attempts) -> None:
+def judge(plan: Plan, green: Attempts, blue: Attempts, failing: Iterable[str]) -> None:
     """Visitors fare no worse with green than they did with blue.
 
     Raises:
-        BadTraffic: green fails more of them.
+        BadTraffic: green fails more of them; with some of the `failing` requests.
     """
+    verify = plan.app.verify
     if is_worse(verify, green, blue):
         raise BadTraffic(
             f"Release {plan.green} of {plan.app.name} fails its visitors: {green.failed} of "
             f"{green.total} requests ({green.share:.1%}; blue {blue.share:.1%}, tolerance "
-            f"{verify.tolerance:.1%})."
+            f"{verify.tolerance:.1%}).",
+            "\n".join(failing),
         )
 
 

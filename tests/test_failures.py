@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,10 +78,41 @@ def test_the_last_words_of_a_crashed_replica_are_the_evidence(shop: Shop) -> Non
 
 
 def test_a_green_that_is_bad_only_for_visitors_goes_back_by_itself(serving: Shop) -> None:
-    with serving.visitors(rate=300) as heard, pytest.raises(BadTraffic, match="fails its visitors"):
+    with (
+        serving.visitors(rate=300) as heard,
+        pytest.raises(BadTraffic, match="fails its visitors") as caught,
+    ):
         serving.deploy("two", environment={"FAIL_SHARE": "0.4"}, verify={"bake_time": 20})
+    first = caught.value.evidence.splitlines()[0]
+    assert re.fullmatch(r"(GET|POST) /\S*: 500 from [0-9.]+:3000", first)
     assert heard.lost == heard.errors["two"], heard.losses
     assert serving.releases() == {"one"}
+    assert set(serving.containers()) == {"1-1", "1-2"}
+
+
+def test_who_holds_a_connection_to_a_green_that_is_taken_off_is_told(serving: Shop) -> None:
+    bad = {"environment": {"FAIL_SHARE": "0.4"}, "verify": {"bake_time": 20}}
+    with ThreadPoolExecutor(1) as aside:
+        deploying = aside.submit(serving.deploy, "two", **bad, drain={"limit": 1})
+        while serving.get().headers["X-Nonstop-Release"] != "2":
+            time.sleep(0.1)
+        with (
+            serving.visitors(kinds=["get", "websocket"]) as heard,
+            pytest.raises(BadTraffic, match="fails its visitors"),
+        ):
+            deploying.result(timeout=60)
+    assert heard.websockets["1001"] == 1
+    assert "cut" not in heard.websockets
+
+
+def test_what_the_engine_refuses_is_not_tried_again(
+    serving: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with pytest.raises(Failed, match=r"The engine refuses to create .*-2-1: .*CPUs") as caught:
+        serving.deploy("two", cpus=1000)
+    assert caught.value.serves == "Release 1 serves, as before."
+    assert "Retry" not in caplog.text
     assert set(serving.containers()) == {"1-1", "1-2"}
 
 

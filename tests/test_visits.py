@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tasks.bluegreen.app import parse
 from tasks.bluegreen.errors import BadTraffic
-from tasks.bluegreen.gates import Verify
 from tasks.bluegreen.model import Plan
 from tasks.bluegreen.visits import Attempts, visitors_attempts
 from tasks.verify_traffic import judge
@@ -70,16 +69,16 @@ def test_green_is_bad_only_when_it_is_worse_than_blue(
 ) -> None:
     blue = Attempts(blue_total + blue_failed, blue_failed)
     as_good = Attempts(total, int(total * blue.share))
-    judge(Verify(), PLAN, as_good, blue)
-    judge(Verify(), PLAN, Attempts(total + green_failed, green_failed), blue)  # blips
+    judge(PLAN, as_good, blue, ())
+    judge(PLAN, Attempts(total + green_failed, green_failed), blue, ())  # blips
 
 
 def test_green_that_fails_beyond_blue_and_tolerance_is_bad() -> None:
     with pytest.raises(BadTraffic, match=r"10 of 100 requests \(10.0%; blue 1.0%"):
-        judge(Verify(), PLAN, Attempts(100, 10), Attempts(1000, 10))
+        judge(PLAN, Attempts(100, 10), Attempts(1000, 10), ())
 
 
 def test_a_first_deploy_is_judged_without_a_blue() -> None:
-    judge(Verify(), PLAN, Attempts(1000, 10), Attempts(0, 0))
+    judge(PLAN, Attempts(1000, 10), Attempts(0, 0), ())
     with pytest.raises(BadTraffic):
-        judge(Verify(), PLAN, Attempts(1000, 30), Attempts(0, 0))
+        judge(PLAN, Attempts(1000, 30), Attempts(0, 0), ())

@@ -23,6 +23,7 @@ from tasks.bluegreen.environment import masked
 from tasks.bluegreen.errors import (
     BadInput,
     EngineHiccup,
+    Failed,
     LockLost,
     Refused,
     ReplicaCrashed,
@@ -211,7 +212,8 @@ class Engine:
         Raises:
             Refused: the name belongs to somebody else.
             LockLost: it belongs to another run, which may have made it live.
-            EngineHiccup: the engine refuses, in its words.
+            Failed: the engine refuses what the App wants, in its words.
+            EngineHiccup: it does not do it.
         """
         app = plan.app
         name = f"{app.name}-{plan.green}-{index}"
@@ -222,6 +224,8 @@ class Engine:
             try:
                 made = self.api.create_container_from_config(body, name)
             except APIError as error:
+                if error.status_code == 400:  # the same the next time
+                    raise Failed(f"The engine refuses to create {name}: {words(error)}.") from error
                 if error.status_code != 409:
                     raise
                 self._remove_our_own(name, plan)
@@ -242,7 +246,8 @@ class Engine:
             )
         if labels.get("nonstop.run") != plan.run:
             raise LockLost(
-                f"{plan.app.name}: another run made {name} meanwhile, so this one must not go on."
+                f"{plan.app.name}: another run made {name} meanwhile, so this one must not go on: "
+                f"look at `nonstop status {plan.app.name}`."
             )
         self.remove(there["Id"])
 

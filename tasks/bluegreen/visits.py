@@ -23,6 +23,7 @@ BACK = 600.0  # seconds before green's start from which on they count
 READ = 5.0  # seconds after which no more of them are looked for
 LOOK = 0.5  # seconds between two looks at what was logged meanwhile
 END = 10.0  # seconds until the last look has to be done
+SHOWN = 5  # failing requests that are shown
 
 
 class Attempts(NamedTuple):
@@ -61,6 +62,14 @@ def visitors_attempts(line: str, app: str, servers: frozenset[str], since: float
         return Attempts(0, 0)
     hits = [status for server, status in zip(asked, ended, strict=False) if server in servers]
     return Attempts(len(hits), sum(1 for status in hits if not status.isdigit() or status >= "500"))
+
+
+def request_of(line: str) -> str:
+    """What a visitor asked for, without its query, and what came of it, of a line that counts."""
+    entry = json.loads(line)
+    path = str(entry.get("path"))
+    shown = path if path.isprintable() else ascii(path)
+    return f"{entry.get('method')} {shown}: {entry['upstream_status']} from {entry['upstream']}"
 
 
 def _list(value: str) -> list[str]:
@@ -108,6 +117,7 @@ class Visits:
         self.app, self._of_green = app, green
         self._of_blue = Side(blue.servers, max(blue.since, green.since - BACK))
         self.green = self.blue = Attempts(0, 0)
+        self.failing: list[str] = []  # the first requests in which green failed, each kind once
         self.deaf = ""  # why not all was heard
         self._log = Log(engine, nginx.seen)
         self._ours = f'{{"app":"{app}",'.encode()
@@ -216,7 +226,10 @@ class Visits:
                 text = line.partition(b" ")[2]
                 if text.startswith(self._ours):
                     said = text.decode(errors="replace")
-                    green += visitors_attempts(said, self.app, *self._of_green)
+                    met = visitors_attempts(said, self.app, *self._of_green)
+                    green += met
+                    if met.failed and len(self.failing) < SHOWN:
+                        self.failing = list(dict.fromkeys([*self.failing, request_of(said)]))
                     blue += visitors_attempts(said, self.app, *self._of_blue)
             found = found or line == after
             if up_to and line == up_to:
