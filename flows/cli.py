@@ -44,6 +44,7 @@ from flows.parts import Address, Parts, away
 from flows.progress import ERR, progress
 from flows.recover import recover
 from flows.report import (
+    Unseen,
     describe,
     print_failure,
     print_findings,
@@ -59,7 +60,7 @@ from tasks.bluegreen.app import with_image
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.environment import MASK
 from tasks.bluegreen.errors import EXIT_CODES, BadInput, NonstopError, Unavailable
-from tasks.bluegreen.model import Report
+from tasks.bluegreen.model import Observed, Report
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.plan import plan_deploy
 from tasks.bluegreen.proxy import to_create
@@ -166,11 +167,24 @@ def status(
     with _outcomes(app or "", as_json):
         with Engine() as engine:
             names = (app,) if app else engine.apps()
-        seen = [observe.fn(name) for name in names]
+            seen = [_seen(engine, name) for name in names]
         if as_json:
             print_json([describe(one) for one in seen])
         else:
             print_status(seen)
+        for one in seen:
+            if isinstance(one, Unseen):
+                sys.exit(EXIT_CODES[one.why.outcome])
+
+
+def _seen(engine: Engine, app: str) -> Observed | Unseen:
+    try:
+        return observe.fn(app)
+    except NonstopError as error:
+        releases = engine.releases(app)
+        if not releases:
+            raise
+        return Unseen(app, releases, error)
 
 
 @command.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -13,13 +13,21 @@ from rich.table import Table
 from flows.doctor import Finding
 from flows.progress import ERR
 from flows.windows import told
-from tasks.bluegreen.errors import Outcome
-from tasks.bluegreen.model import Live, Observed, Plan, Report
+from tasks.bluegreen.errors import NonstopError, Outcome
+from tasks.bluegreen.model import Live, Observed, Plan, Release, Report
 from tasks.bluegreen.plan import plan_retirement, role
 from tasks.bluegreen.recovery import plan_recovery, recovery_lines
 from tasks.bluegreen.window import is_open, next_opening
 
 OUT = Console(highlight=False)
+
+
+class Unseen(NamedTuple):
+    """An app whose releases Docker shows, and of which nobody says what visitors are served."""
+
+    app: str
+    releases: tuple[Release, ...]
+    why: NonstopError
 
 
 def print_json(value: Any) -> None:
@@ -81,16 +89,19 @@ def print_plan(planned: Plan, seen: Observed) -> None:
         OUT.print(line, markup=False, soft_wrap=True)
 
 
-def describe(seen: Observed) -> dict[str, Any]:
+def describe(seen: Observed | Unseen) -> dict[str, Any]:
     """An app's releases and their roles, for programs."""
+    if isinstance(seen, Unseen):
+        told: dict[str, Any] = {"live": None, "loaded": None, "error": str(seen.why)}
+    else:
+        told = {"live": seen.live.number if seen.live else None, "loaded": seen.loaded}
     return {
         "app": seen.app,
-        "live": seen.live.number if seen.live else None,
-        "loaded": seen.loaded,
+        **told,
         "releases": [
             {
                 "number": release.number,
-                "role": role(seen, release),
+                "role": _role(seen, release),
                 "image": release.image,
                 "pinned": release.pinned,
                 "running": release.running,
@@ -104,7 +115,11 @@ def describe(seen: Observed) -> dict[str, Any]:
     }
 
 
-def print_status(seen: Sequence[Observed]) -> None:
+def _role(seen: Observed | Unseen, release: Release) -> str:
+    return "unknown" if isinstance(seen, Unseen) else role(seen, release)
+
+
+def print_status(seen: Sequence[Observed | Unseen]) -> None:
     """A table of releases for each app, newest first."""
     for one in seen:
         _print_one(one)
@@ -112,18 +127,21 @@ def print_status(seen: Sequence[Observed]) -> None:
         OUT.print("No app is deployed on this engine.")
 
 
-def _print_one(seen: Observed) -> None:
+def _print_one(seen: Observed | Unseen) -> None:
     table = Table("release", "role", "image", "running", "started", title=seen.app)
     table.title_justify = "left"
     for release in reversed(seen.releases):
         table.add_row(
             str(release.number),
-            role(seen, release),
+            _role(seen, release),
             release.image,
             f"{release.running} of {len(release.replicas)}",
             max(replica.started for replica in release.replicas)[:19].replace("T", " "),
         )
     OUT.print(table)
+    if isinstance(seen, Unseen):
+        OUT.print(str(seen.why), markup=False, soft_wrap=True, style="red")
+        return
     if not seen.live:
         OUT.print(f"nginx serves no release of {seen.app}.", style="yellow")
     if seen.holder:

@@ -56,6 +56,19 @@ def test_deploy_status_plan_and_rollback_as_in_the_readme(command: Command) -> N
     assert out == f"{shop.name}: nothing to put right, release 3 serves.\n"
 
 
+def test_behind_a_stopped_proxy_status_shows_what_docker_knows(command: Command) -> None:
+    shop = command.shop
+    shop.deploy("one")
+    shop.api.stop(shop.proxy)
+    why = f"The proxy {shop.proxy} is exited: start it with `docker start {shop.proxy}`."
+    out, _ = command.run("status", shop.name, code=2)
+    assert re.search(r"1 +│ unknown +│ nonstop-lab-hello:v1 +│ 2 of 2", out)
+    assert why in out
+    every = json.loads(command.run("status", "--json", code=2)[0])
+    (one,) = [told for told in every if told["app"] == shop.name]
+    assert (one["live"], one["error"]) == (None, why)
+
+
 def test_json_is_alone_on_standard_output(command: Command) -> None:
     shop = command.shop
     report = json.loads(command.run("deploy", shop.name, "--json")[0])
