@@ -81,6 +81,12 @@ def test_a_websocket_lives_until_the_drain_limit_and_is_told_1001_once(shop: Sho
     assert "shutting down" not in shop.exec("cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
 
 
+def test_only_a_websocket_is_upgraded(serving: Shop) -> None:
+    """With `h2c` who stands behind the proxy could be asked past it."""
+    asks = {"Connection": "Upgrade", "Sec-WebSocket-Key": "bm9uc3RvcCBsYWIga2V5Lg=="}
+    assert serving.get("/ws", Upgrade="h2c", **asks).text.startswith("Hi there, I love ws!")
+
+
 def test_a_slow_upload_reaches_blue_and_visitors_of_other_sites_do_not_hold_the_drain(
     shop: Shop,
 ) -> None:
