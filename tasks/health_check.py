@@ -1,4 +1,4 @@
-"""health-check: all replicas were healthy at the same time, long enough, and said who they are."""
+"""health-check: all replicas were healthy at the same time, long enough."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def until_healthy(engine: Engine, nginx: Nginx, plan: Plan, replicas: tuple[Repl
                 )
             soon = SOON + (now - began) / 4  # most apps are up long before an interval has passed
             time.sleep(min(health.interval, soon) if wrong else health.interval)
-        list(pool.map(lambda replica: _warm_up(probe, app, replica), replicas))
+        list(pool.map(lambda replica: _warm_up(engine, probe, app, replica), replicas))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # the way back waits for no slow answer
     say(
@@ -119,8 +119,11 @@ def _wrong(plan: Plan, replica: Replica, answer: Answer) -> str:
     return ""
 
 
-def _warm_up(probe: Probe, app: App, replica: Replica) -> None:
+def _warm_up(engine: Engine, probe: Probe, app: App, replica: Replica) -> None:
     for path in app.health.warm_up:
         answer = probe.get(f"http://{replica.address}:{app.port}", path, app.server_name, 60)
         if not 0 < answer.status < 500:
-            raise Unhealthy(f"{replica.name}: warm-up of {path} answers {answer}.")
+            raise Unhealthy(
+                f"{replica.name}: warm-up of {path} answers {answer}.",
+                engine.last_words(replica, app),
+            )

@@ -1,4 +1,4 @@
-"""reload-nginx: nginx serves green, proven; or the old file is back and blue serves."""
+"""reload-nginx: nginx serves green, proven."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def reload_nginx(plan: Plan, site: Site) -> str:
                 raise CutoverUnproven(
                     f"{site.app}: nginx loaded release {site.number}, but the front door "
                     f"{door.base} (host {door.host}) says "
-                    f"{answer.release or 'no release'} with {answer}."
+                    f"{answer.release or 'no release'} with {answer}: look whether proxy.url leads "
+                    "elsewhere, or an add_header in a location of your own template hides the one "
+                    "of proof.conf.j2."
                 )
             time.sleep(0.1)
     say(f"cutover to release {site.number} proven {seconds:.2f} s after the reload")

@@ -242,6 +242,17 @@ def test_who_says_nothing_for_a_minute_after_it_wrote_keeps_nobody_out(serving: 
                 assert 50 < time.monotonic() - began < 70
 
 
+def test_a_second_try_to_write_a_site_keeps_what_is_loaded_beside_it(serving: Shop) -> None:
+    with Engine() as engine:
+        nginx = Nginx(engine, serving.app().proxy)
+        loaded = nginx.look(serving.name).site
+        for _ in range(2):
+            with nginx.installed(serving.name, f"{loaded}# new", "a", unlocked=True):
+                assert nginx.look(serving.name).before == loaded
+        with nginx.installed(serving.name, loaded, "a", unlocked=True):
+            assert nginx.look(serving.name).site == loaded
+
+
 def test_why_no_site_can_be_changed_is_said(shop: Shop) -> None:
     shop.deploy("one")
     before = shop.sites()

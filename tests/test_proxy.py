@@ -84,6 +84,20 @@ def test_a_proxy_that_does_not_read_the_sites_is_refused(shop: Shop) -> None:
     assert "nonstop-" not in shop.exec("ls /etc/nginx/conf.d")
 
 
+def test_a_site_s_file_that_is_mounted_by_itself_is_not_taken_for_written(
+    shop: Shop, tmp_path: Path
+) -> None:
+    (tmp_path / "site").touch()
+    own = f"{tmp_path}/site:/etc/nginx/conf.d/nonstop-{shop.name}.conf"
+    OwnNginx(shop, host={"binds": [own]})
+    with pytest.raises(
+        EngineHiccup, match=r"Writing /etc/nginx/conf.d/.* failed: .*busy"
+    ) as caught:
+        shop.deploy("one")
+    assert caught.value.serves == "No release serves; there was none before."
+    assert shop.containers() == {}
+
+
 def test_a_directory_that_cannot_be_written_fails_in_words_and_blue_serves(shop: Shop) -> None:
     OwnNginx(shop)
     shop.deploy("one")

@@ -254,7 +254,8 @@ class Nginx:
             if written.code == 94:
                 raise LockLost(
                     f"{app}: the lock in {self.proxy.container} is no longer this run's "
-                    f"(now: {written.text.strip()}), so the site was not changed."
+                    f"(now: {written.text.strip()}), so the site was not changed: look at "
+                    f"`nonstop status {app}`."
                 )
             if written != Output(0, text or ""):
                 raise EngineHiccup(

@@ -190,7 +190,7 @@ flock -n "$LOCK" true || owner=$(cat "$LOCK")
 [ "$owner" = "$HOLDER" ] || [ "$owner" = "$OR" ] || { echo "$owner"; exit 94; }
 umask 022
 trap 'rm -f "$NEW"' EXIT
-if [ -e "$SITE" ]; then
+if [ -e "$SITE" ] && [ "$(cat "$SITE"; echo .)" != "$TEXT." ]; then  # else it is a second try
     cat "$SITE" > "$NEW"
     mv -f "$NEW" "$BEFORE"
 fi

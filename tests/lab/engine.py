@@ -46,6 +46,8 @@ def ensure_engine() -> Any:
     if os.environ.get("DOCKER_HOST") or os.geteuid() != 0:
         sys.exit(REMEDY)
     if shutil.which("dockerd") is None:
+        if shutil.which("apt-get") is None:
+            sys.exit(REMEDY)
         apt_install("docker.io")
     start()
     deadline = time.monotonic() + 60
@@ -63,7 +65,7 @@ def apt_install(*packages: str) -> None:
         SystemExit: this is no Debian or Ubuntu, or apt-get fails, in its words.
     """
     if shutil.which("apt-get") is None:
-        sys.exit(REMEDY)
+        sys.exit(f"There is no apt-get here to install {' '.join(packages)} with: install them.")
     tell(f"installing {' '.join(packages)} from the system's packages")
     for command in (["update", "-q"], ["install", "-qy", "--no-install-recommends", *packages]):
         done = subprocess.run(
