@@ -4,7 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # In alphabetical order: else the files of few tests, which take minutes, come last and alone.
-SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder
+# One more than there are cores, as tests wait for a third of their time.
+SIDE_BY_SIDE := -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all lint bench clean
 
