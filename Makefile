@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # In alphabetical order: else the files of few tests, which take minutes, come last and alone.
-# One more than there are cores, as tests wait for a third of their time.
-SIDE_BY_SIDE := -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
+# One more at a time than there are cores, as tests wait for a third of their time.
+CORES := $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+SIDE_BY_SIDE := -n $$(($(CORES) + 1)) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all lint bench clean
 

@@ -167,7 +167,8 @@ def status(
     with _outcomes(app or "", as_json):
         with Engine() as engine:
             names = (app,) if app else engine.apps()
-            seen = [_seen(engine, name) for name in names]
+            looks = (_seen(engine, name, gone=not app) for name in names)
+            seen = [look for look in looks if look]
         if as_json:
             print_json([describe(one) for one in seen])
         else:
@@ -177,14 +178,16 @@ def status(
                 sys.exit(EXIT_CODES[one.why.outcome])
 
 
-def _seen(engine: Engine, app: str) -> Observed | Unseen:
+def _seen(engine: Engine, app: str, *, gone: bool) -> Observed | Unseen | None:
+    """An app as far as it can be seen; None if it is gone, where it may be."""
     try:
         return observe.fn(app)
     except NonstopError as error:
-        releases = engine.releases(app)
-        if not releases:
-            raise
-        return Unseen(app, releases, error)
+        if releases := engine.releases(app):
+            return Unseen(app, releases, error)
+        if gone:
+            return None
+        raise
 
 
 @command.command()

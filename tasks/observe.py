@@ -17,6 +17,11 @@ from tasks.step import step
 
 @step("observe", timeout=120, retries=2)
 def observe(app: str, proxy: Proxy | None = None) -> Observed:
+    """What `look_around` shows."""
+    return look_around(app, proxy)
+
+
+def look_around(app: str, proxy: Proxy | None = None) -> Observed:
     """The releases of `app`, which one the running nginx serves, and the addresses in use.
 
     Args:

@@ -8,14 +8,14 @@ from tasks.bluegreen.app import App
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.environment import environment, render_text
 from tasks.bluegreen.errors import BadInput, SiteRejected, Unavailable
-from tasks.bluegreen.images import ensure_here, ensure_room, pin
+from tasks.bluegreen.images import ensure_proxy_image, ensure_room, pin
 from tasks.bluegreen.look import Look
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.plan import plan_deploy
 from tasks.bluegreen.probe import FromProxy, nearest
 from tasks.bluegreen.proxy import provided, published, ranges, to_create
 from tasks.bluegreen.site import render_site
-from tasks.observe import observe
+from tasks.observe import look_around
 from tasks.secret import secret
 from tasks.step import say, step
 
@@ -42,8 +42,8 @@ def preflight(app: App, *, rollback: bool = False) -> None:
     with Engine() as engine:
         ensure_described_well(engine, app, None if rollback else secret)
         there = not to_create(engine, proxy)
-        if not there and proxy.image:
-            ensure_here(engine, app, proxy.image, say)
+        if not there:
+            ensure_proxy_image(engine, app, say)
         if not rollback and (app.pull_policy == "never" or not there):
             pin(engine, app, say)
         pulls = app.pull_policy != "never" and not rollback
@@ -52,7 +52,7 @@ def preflight(app: App, *, rollback: bool = False) -> None:
         with provided(engine, app) as nginx:
             if not there:
                 look = ensure_fits(engine, nginx, app, pulls=pulls)
-                plan_deploy(app, observe.fn(app.name, proxy))  # names and addresses are free
+                plan_deploy(app, look_around(app.name, proxy))  # names and addresses are free
             if not look.curl and isinstance(nearest(engine, nginx), FromProxy):
                 raise Unavailable(
                     f"The replicas cannot be reached from here, and the proxy {proxy.container} "
@@ -85,6 +85,7 @@ def ensure_described_well(engine: Engine, app: App, secret: Callable[[str], str]
     render_site(app, 0, NOWHERE[: app.replicas], ANY)
     if secret is not None:
         environment(app, 0, 1, secret)
+        ensure_checks(app)
     for value in app.health.headers.values():
         render_text(app, "health.headers", value, 0, 1)
     for network in app.networks:
@@ -95,6 +96,20 @@ def ensure_described_well(engine: Engine, app: App, secret: Callable[[str], str]
             )
     ranges(engine, app.proxy)
     ensure_reachable(engine, app)
+
+
+def ensure_checks(app: App) -> None:
+    """Docker's health check is one: of what it does not know it says nothing, and all is healthy.
+
+    Raises:
+        BadInput: it is a list that starts with something else than its kind.
+    """
+    test = app.healthcheck.test if app.healthcheck else ""
+    if isinstance(test, tuple) and test and test[0] not in ("CMD", "CMD-SHELL", "NONE"):
+        raise BadInput(
+            f'{app.name}: healthcheck.test: the list starts with {test[0]!r}, not with "CMD", '
+            '"CMD-SHELL" or "NONE": write one of these before it.'
+        )
 
 
 def ensure_reachable(engine: Engine, app: App) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.bluegreen.app import Proxy
 from tasks.bluegreen.containers import Engine
-from tasks.bluegreen.drain import GREEN_DRAIN, drain
+from tasks.bluegreen.drain import GREEN_DRAIN, GREEN_GONE, drain
 from tasks.bluegreen.errors import StateUnknown
 from tasks.bluegreen.model import Live, Observed, Recovery
 from tasks.bluegreen.nginx import Nginx
@@ -15,7 +15,7 @@ from tasks.step import say, step
 from tasks.teardown_blue import remove_release
 
 
-@step("put-right", timeout=1800, retries=2)
+@step("put-right", timeout=300, retries=2)
 def put_right(recovery: Recovery, seen: Observed, proxy: Proxy, holder: str) -> None:
     """The site's file is what nginx has loaded, the live release's replicas run, no other is new.
 
@@ -55,8 +55,8 @@ def put_right(recovery: Recovery, seen: Observed, proxy: Proxy, holder: str) -> 
         for number in recovery.remove:
             if number in releases:  # a way back that died may have taken it off just now
                 limit = min(releases[number].settings.drain.limit, GREEN_DRAIN)
-                drain(nginx, releases[number].servers, limit, releases[number].made, say)
-                remove_release(engine, releases[number])
+                drained = drain(nginx, releases[number].servers, limit, releases[number].made, say)
+                remove_release(engine, releases[number], GREEN_GONE - drained.seconds)
 
 
 def _site(recovery: Recovery, seen: Observed) -> tuple[str | None, str | None]:

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 
 from tasks.bluegreen.containers import Engine
-from tasks.bluegreen.drain import GREEN_DRAIN, drain
+from tasks.bluegreen.drain import GREEN_DRAIN, GREEN_GONE, drain
 from tasks.bluegreen.errors import (
     EngineHiccup,
     LockLost,
@@ -76,9 +76,10 @@ def _go_back(engine: Engine, nginx: Nginx, plan: Plan) -> None:
     _ensure_blue(engine, nginx, plan, blue)
     if green is None or not ours:  # gone, or of a run that took over
         return
-    drain(nginx, green.servers, min(app.drain.limit, GREEN_DRAIN), green.made, say)
+    drained = drain(nginx, green.servers, min(app.drain.limit, GREEN_DRAIN), green.made, say)
     _never_the_live_one(nginx, plan)
-    remove_replicas(engine, green.model_copy(update={"replicas": tuple(ours)}))
+    ours_alone = green.model_copy(update={"replicas": tuple(ours)})
+    remove_replicas(engine, ours_alone, GREEN_GONE - drained.seconds)
     with suppress(EngineHiccup):
         remove_image(engine, green)
 

@@ -27,6 +27,8 @@ def secret(name: str) -> str:
                 f"There is no Secret block named {name}: create it in the Prefect UI under "
                 "Blocks, or correct the name in environment."
             ) from error
+        raise
+    except RuntimeError as error:  # as Prefect says of a block of an older kind
         raise BadInput(
             f"The Secret block {name} cannot be read ({type(error).__name__}): look at it in the "
             "Prefect UI under Blocks, and save it again."

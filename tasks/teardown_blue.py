@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.drain import drain
-from tasks.bluegreen.errors import StateUnknown
+from tasks.bluegreen.errors import EngineHiccup, StateUnknown
 from tasks.bluegreen.images import remove_image
 from tasks.bluegreen.model import Drained, Live, Observed, Plan, Release
 from tasks.bluegreen.nginx import Nginx
@@ -74,21 +76,28 @@ def ensure_green_serves(nginx: Nginx, plan: Plan) -> Live:
     return live
 
 
-def stop(engine: Engine, release: Release) -> None:
-    """Every replica was stopped with its own signal and grace, and stays stopped."""
+def stop(engine: Engine, release: Release, longest: float = math.inf) -> None:
+    """Every replica was stopped with its own signal and grace, and stays stopped.
+
+    Args:
+        engine: where.
+        release: which.
+        longest: seconds that the grace may have at most.
+    """
     with ThreadPoolExecutor(len(release.replicas)) as pool:
-        list(pool.map(lambda replica: engine.retire(replica, release.settings), release.replicas))
+        list(pool.map(lambda r: engine.retire(r, release.settings, longest), release.replicas))
 
 
-def remove_replicas(engine: Engine, release: Release) -> None:
+def remove_replicas(engine: Engine, release: Release, longest: float = math.inf) -> None:
     """None of its containers is left; those that ran were stopped as `stop` does."""
     if not release.standing:
-        stop(engine, release)
+        with suppress(EngineHiccup):  # what cannot be stopped can be removed
+            stop(engine, release, longest)
     with ThreadPoolExecutor(len(release.replicas)) as pool:
         list(pool.map(lambda replica: engine.remove(replica.id), release.replicas))
 
 
-def remove_release(engine: Engine, release: Release) -> None:
+def remove_release(engine: Engine, release: Release, longest: float = math.inf) -> None:
     """None of its containers is left, nor its image where nonstop pulled it."""
-    remove_replicas(engine, release)
+    remove_replicas(engine, release, longest)
     remove_image(engine, release)

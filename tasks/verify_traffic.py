@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import partial
 
+from tasks.bluegreen.app import App
 from tasks.bluegreen.containers import Engine
 from tasks.bluegreen.errors import BadTraffic
 from tasks.bluegreen.gates import Verify
@@ -55,6 +57,7 @@ def verify_traffic(
             Visits(follower, nginx, app.name, green, before) as visits,
             watched(plan, lambda: _verified(ours, visits)),
         ):
+            failing = partial(_failing, engine, visits, replicas[0], app)
             began = looked = told = time.monotonic()
             while True:
                 answer = door.get(verify.path, verify.timeout)
@@ -72,7 +75,7 @@ def verify_traffic(
                 if now - looked >= LOOK:
                     looked = now
                     ensure_all_alive(engine, plan, replicas)
-                    judge(plan, visits.green, visits.blue, visits.failing)
+                    judge(plan, visits.green, visits.blue, failing)
                 if now - began >= verify.bake_time and not in_a_row:
                     break
                 if now - told >= TELL:
@@ -86,7 +89,7 @@ def verify_traffic(
                 time.sleep(FLUSH)
                 visits.up_to_now()
             ensure_all_alive(engine, plan, replicas)
-            judge(plan, visits.green, visits.blue, visits.failing)
+            judge(plan, visits.green, visits.blue, failing)
             verified = _verified(ours, visits)
     if verified.deaf:
         say(f"visitors were not watched to the end: {verified.deaf}")
@@ -122,11 +125,21 @@ def _verified(ours: Attempts, visits: Visits) -> Verified:
     )
 
 
-def judge(plan: Plan, green: Attempts, blue: Attempts, failing: Iterable[str]) -> None:
+def _failing(engine: Engine, visits: Visits, replica: Replica, app: App) -> str:
+    return engine.masked(replica, app, "\n".join(visits.failing))
+
+
+def judge(plan: Plan, green: Attempts, blue: Attempts, failing: Callable[[], str]) -> None:
     """Visitors fare no worse with green than they did with blue.
 
+    Args:
+        plan: of the run.
+        green: how often visitors asked it, and how often that went wrong.
+        blue: the same before.
+        failing: tells some of the requests in which green failed, one a line.
+
     Raises:
-        BadTraffic: green fails more of them; with some of the `failing` requests.
+        BadTraffic: green fails more of them.
     """
     verify = plan.app.verify
     if is_worse(verify, green, blue):
@@ -134,7 +147,7 @@ def judge(plan: Plan, green: Attempts, blue: Attempts, failing: Iterable[str]) -
             f"Release {plan.green} of {plan.app.name} fails its visitors: {green.failed} of "
             f"{green.total} requests ({green.share:.1%}; blue {blue.share:.1%}, tolerance "
             f"{verify.tolerance:.1%}).",
-            "\n".join(failing),
+            failing(),
         )
 
 

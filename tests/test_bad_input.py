@@ -43,7 +43,6 @@ DESCRIPTIONS: list[tuple[dict[str, Any], str]] = [  # refused as they are, witho
     ({"stop_grace_period": "2 days"}, "stop_grace_period: '2 days' is not a duration"),
     ({"drain": {"limit": "forever"}}, "drain.limit: 'forever' is not a duration"),
     ({"mem_limit": "lots"}, "mem_limit: 'lots' is not a size"),
-    ({"healthcheck": {"test": ["curl", "-f", "/"]}}, "healthcheck.test: the list does not start"),
     ({"command": "echo 'one"}, 'command: "echo \'one" is no command (No closing quotation)'),
     ({"volumes": ["./data:/data"]}, "volumes: './data:/data' is not like name:/in/container"),
     ({"volumes": "data:/data"}, "volumes: input should be a valid list"),
@@ -91,9 +90,19 @@ PARTS: list[tuple[dict[str, Any], type[Refused], str]] = [  # refused after a lo
         "no container is named nonstop-lab-nope",
     ),
     (
-        {"proxy": {"container": "nonstop-lab-nope", "image": "nonstop-lab-nope:1"}},
-        ImageUnavailable,
-        "image nonstop-lab-nope:1 could not be pulled",
+        {"proxy": {"container": "nonstop-lab-nope", "image": "127.0.0.1:9/nope:1"}},
+        RegistryAway,
+        "image 127.0.0.1:9/nope:1 could not be pulled",
+    ),
+    (
+        {"proxy": {"container": "nonstop-lab-nope", "image": "Nginx"}},
+        BadInput,
+        "proxy.image: 'Nginx' is not an image",
+    ),
+    (
+        {"healthcheck": {"test": ["curl", "-f", "/"]}},
+        BadInput,
+        "healthcheck.test: the list starts with 'curl'",
     ),
 ]
 

@@ -95,6 +95,7 @@ def test_who_holds_a_connection_to_a_green_that_is_taken_off_is_told(serving: Sh
     with ThreadPoolExecutor(1) as aside:
         deploying = aside.submit(serving.deploy, "two", **bad, drain={"limit": 1})
         while serving.get().headers["X-Nonstop-Release"] != "2":
+            assert not deploying.done()
             time.sleep(0.1)
         with (
             serving.visitors(kinds=["get", "websocket"]) as heard,
@@ -103,6 +104,23 @@ def test_who_holds_a_connection_to_a_green_that_is_taken_off_is_told(serving: Sh
             deploying.result(timeout=60)
     assert heard.websockets["1001"] == 1
     assert "cut" not in heard.websockets
+
+
+def test_a_green_that_will_not_stop_does_not_outlast_the_30_s_of_a_cancelled_run(
+    serving: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with serving.visitors(rate=300), pytest.raises(BadTraffic):
+        serving.deploy(
+            "two",
+            environment={"FAIL_SHARE": "0.4", "IGNORE_SIGTERM": "1"},
+            verify={"bake_time": 20},
+            stop_grace_period=60,
+        )
+    ended = time.time()
+    (began,) = (r.created for r in caplog.records if r.getMessage().startswith("rolling back: "))
+    assert 20 < ended - began < 30
+    assert set(serving.containers()) == {"1-1", "1-2"}
 
 
 def test_what_the_engine_refuses_is_not_tried_again(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 
 from flows.report import describe
 from tasks.bluegreen.environment import MASK
-from tasks.bluegreen.errors import NonstopError, ReplicaCrashed, Unavailable, Unhealthy
+from tasks.bluegreen.errors import BadTraffic, NonstopError, ReplicaCrashed, Unavailable, Unhealthy
 from tasks.bluegreen.plan import plan_deploy
 from tasks.observe import observe
 from tasks.secret import secret
@@ -154,6 +156,21 @@ def test_a_secret_reaches_its_container_and_is_told_nowhere(
         keeper.told_by_prefect(),
         keeper.told_by_docker_and_nginx(),
     )
+
+
+def test_a_secret_in_a_visitor_s_path_is_not_among_the_failing_requests(keeper: Keeper) -> None:
+    shop = keeper.shop
+    shop.deploy("one", **keeper.uses({}))
+    bad = keeper.uses({"environment": {"FAIL_SHARE": "1"}, "verify": {"bake_time": 20}})
+    with ThreadPoolExecutor(1) as aside:
+        deploying = aside.submit(shop.deploy, "two", **bad)
+        while not deploying.done():
+            shop.get(f"/{BLOCK}/x")
+            time.sleep(0.05)
+    with pytest.raises(BadTraffic) as caught:
+        deploying.result()
+    assert "/x: 500 from" in caught.value.evidence
+    ensure_secret(str(caught.value), keeper.told_by_prefect())
 
 
 @pytest.mark.parametrize(("changes", "kind"), BAD, ids=["dumps", "prints", "unhealthy", "watched"])

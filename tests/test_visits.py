@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tasks.bluegreen.app import parse
 from tasks.bluegreen.errors import BadTraffic
 from tasks.bluegreen.model import Plan
-from tasks.bluegreen.visits import Attempts, visitors_attempts
+from tasks.bluegreen.visits import Attempts, request_of, visitors_attempts
 from tasks.verify_traffic import judge
 
 GREEN = frozenset({"10.0.0.1:80", "10.0.0.2:80"})
@@ -57,6 +57,11 @@ def test_every_upstream_attempt_of_a_visitor_counts(
     assert visitors_attempts(line(**fields), "shop", GREEN, since=50.0) == Attempts(*attempts)
 
 
+def test_a_failing_request_is_shown_without_what_may_be_a_token() -> None:
+    told = request_of(line(method="POST", path="/bot1:AAF-abcdefghijklmnopq/send\n"))
+    assert told == "POST '/.../send\\n': 200 from 10.0.0.1:80"
+
+
 @given(st.integers(0, len(line())), st.text(max_size=20))
 def test_a_line_that_is_cut_or_not_ours_counts_at_most_once(length: int, rest: str) -> None:
     assert visitors_attempts(line()[:length] + rest, "shop", GREEN).total <= 1
@@ -69,16 +74,16 @@ def test_green_is_bad_only_when_it_is_worse_than_blue(
 ) -> None:
     blue = Attempts(blue_total + blue_failed, blue_failed)
     as_good = Attempts(total, int(total * blue.share))
-    judge(PLAN, as_good, blue, ())
-    judge(PLAN, Attempts(total + green_failed, green_failed), blue, ())  # blips
+    judge(PLAN, as_good, blue, str)
+    judge(PLAN, Attempts(total + green_failed, green_failed), blue, str)  # blips
 
 
 def test_green_that_fails_beyond_blue_and_tolerance_is_bad() -> None:
     with pytest.raises(BadTraffic, match=r"10 of 100 requests \(10.0%; blue 1.0%"):
-        judge(PLAN, Attempts(100, 10), Attempts(1000, 10), ())
+        judge(PLAN, Attempts(100, 10), Attempts(1000, 10), str)
 
 
 def test_a_first_deploy_is_judged_without_a_blue() -> None:
-    judge(PLAN, Attempts(1000, 10), Attempts(0, 0), ())
+    judge(PLAN, Attempts(1000, 10), Attempts(0, 0), str)
     with pytest.raises(BadTraffic):
-        judge(PLAN, Attempts(1000, 30), Attempts(0, 0), ())
+        judge(PLAN, Attempts(1000, 30), Attempts(0, 0), str)

@@ -102,13 +102,6 @@ class Healthcheck(Frozen):
         default=0.0, ge=0, description="Seconds after the start in which failures don't count."
     )
 
-    @field_validator("test")
-    @classmethod
-    def _is_a_test(cls, value: tuple[str, ...] | str) -> tuple[str, ...] | str:
-        if isinstance(value, tuple) and value[:1] not in (("CMD",), ("CMD-SHELL",), ("NONE",)):
-            raise ValueError('the list does not start with "CMD", "CMD-SHELL" or "NONE"')
-        return value
-
 
 class Ulimit(Frozen):
     """A soft and a hard limit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -274,13 +275,19 @@ class Engine:
                 self.api.update_container(replica.id, restart_policy=restart_policy(app))
             self.api.start(replica.id)
 
-    def retire(self, replica: Replica, app: App) -> None:
-        """Stopped with its own signal and grace, and not started again by a reboot."""
+    def retire(self, replica: Replica, app: App, longest: float = math.inf) -> None:
+        """Stopped with its own signal and grace, and not started again by a reboot.
+
+        Args:
+            replica: which.
+            app: as it was deployed.
+            longest: seconds that the grace may have at most.
+        """
         with engine_words(f"stop {replica.name}"):
             try:
                 if app.restart not in ("no", "unless-stopped"):  # those stay stopped by themselves
                     self.api.update_container(replica.id, restart_policy={"Name": "no"})
-                self.api.stop(replica.id, timeout=int(app.stop_grace_period + 0.5))
+                self.api.stop(replica.id, timeout=int(min(app.stop_grace_period, longest) + 0.5))
             except NotFound:
                 return
 
@@ -315,8 +322,12 @@ class Engine:
                 log = self.api.logs(replica.id, tail=lines).decode(errors="replace")
             except NotFound:
                 return ""
+        return self.masked(replica, app, log).strip()
+
+    def masked(self, replica: Replica, app: App, text: str) -> str:
+        """The text without the secrets that the replica knows."""
         image = self.image_environment(replica.image_id)
-        return masked(app, self.environment(replica.id), image, log).strip()
+        return masked(app, self.environment(replica.id), image, text)
 
     # commands in containers
 

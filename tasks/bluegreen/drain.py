@@ -12,6 +12,7 @@ from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.scripts import LEAVING
 
 GREEN_DRAIN = 20.0  # seconds for requests that a green which failed is still answering; blue waits
+GREEN_GONE = 25.0  # seconds until it is stopped, too: Prefect gives a run 30 to go back
 TELL = 5.0  # seconds between two lines of progress
 DOUBT = 2.0  # seconds by which a worker may have started later than /proc says
 BODY = re.compile(r"(?<!proxy_temp)/\d{10} \(deleted\)$", re.MULTILINE)  # a temporary file's name

@@ -12,9 +12,15 @@ from typing import Any
 import requests
 from docker.errors import APIError, DockerException, NotFound
 
-from tasks.bluegreen.app import App
+from tasks.bluegreen.app import IMAGE, App
 from tasks.bluegreen.containers import Engine, engine_words, words
-from tasks.bluegreen.errors import EngineHiccup, ImageUnavailable, RegistryAway, Unavailable
+from tasks.bluegreen.errors import (
+    BadInput,
+    EngineHiccup,
+    ImageUnavailable,
+    RegistryAway,
+    Unavailable,
+)
 from tasks.bluegreen.model import Release
 
 SILENCE = 5  # times the limit of one call: registries and disks are slower than the engine
@@ -37,10 +43,9 @@ def pin(engine: Engine, app: App, say: Callable[[str], None]) -> str:
     """
     here = _image_id(engine, app.image)
     if app.pull_policy == "always" or (app.pull_policy == "missing" and here is None):
-        before = here
         _pull(engine, app.name, app.image, here is not None, say)
         here = _image_id(engine, app.image)
-        PULLED.update([here] if here and here != before else [])
+        PULLED.update([here] if here else [])
     if here is None:
         raise ImageUnavailable(
             f"{app.name}: image {app.image} is not on this host and pull_policy is "
@@ -49,13 +54,17 @@ def pin(engine: Engine, app: App, say: Callable[[str], None]) -> str:
     return here
 
 
-def ensure_here(engine: Engine, app: App, image: str, say: Callable[[str], None]) -> None:
-    """The image, which is not the App's own, is on this host; it is pulled if it was not.
+def ensure_proxy_image(engine: Engine, app: App, say: Callable[[str], None]) -> None:
+    """The image from which the proxy is created is on this host; it is pulled if it was not.
 
     Raises:
+        BadInput: that is no image reference.
         ImageUnavailable: in the registry's words.
         RegistryAway: it did not answer.
     """
+    image = app.proxy.image or ""
+    if not IMAGE.fullmatch(image):
+        raise BadInput(f"{app.name}: proxy.image: {image!r} is not an image, like nginx:1.28.")
     if _image_id(engine, image) is None:
         _pull(engine, app.name, image, False, say)
 

@@ -47,7 +47,6 @@ def _taken(shell: Shell, proxy: str, names: dict[str, str]) -> bool:
     if said is None or not said.text.endswith(("taken\n", "busy\n")):
         why = said.text.strip()[-300:] if said else "the shell was ended"
         raise EngineHiccup(
-            f"{PROXY_LOCK} in {proxy} could not be locked: {why}. Its directory has to be writable "
-            "there."
+            f"{PROXY_LOCK} in {proxy}, which has to be writable, could not be locked: {why}."
         )
     return said.text.endswith("taken\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 import time
 from contextlib import suppress
@@ -24,6 +25,7 @@ READ = 5.0  # seconds after which no more of them are looked for
 LOOK = 0.5  # seconds between two looks at what was logged meanwhile
 END = 10.0  # seconds until the last look has to be done
 SHOWN = 5  # failing requests that are shown
+LONG = re.compile(r"[^/]{20,}")
 
 
 class Attempts(NamedTuple):
@@ -65,9 +67,12 @@ def visitors_attempts(line: str, app: str, servers: frozenset[str], since: float
 
 
 def request_of(line: str) -> str:
-    """What a visitor asked for, without its query, and what came of it, of a line that counts."""
+    """What a visitor asked for and what came of it, of a line that counts.
+
+    Without the query, and without what is long in the path: it may be a token.
+    """
     entry = json.loads(line)
-    path = str(entry.get("path"))
+    path = LONG.sub("...", str(entry.get("path")))
     shown = path if path.isprintable() else ascii(path)
     return f"{entry.get('method')} {shown}: {entry['upstream_status']} from {entry['upstream']}"
 
