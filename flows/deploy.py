@@ -122,7 +122,7 @@ def rollback(
     with locked(app, kept.proxy, wait) as holder:
         before = observe(app, kept.proxy)
         now = recovered(before, kept.proxy, holder)
-        if returned := returned_by_recovery(seen, now, to):
+        if returned := returned_by_recovery(seen, now, to) or returned_by_an_earlier_try(now):
             return returned
         with refused_after(before):
             ensure_the_same_serves(seen, now, to)
@@ -237,6 +237,25 @@ def returned_by_recovery(before: Observed, now: Observed, to: int | None) -> Rep
         steps=tuple(STEPS.get() or []),
         message=f"Release {now.live.number} of {now.app} serves: the run that made release "
         f"{before.live.number} live had died, so that was taken back.",
+    )
+
+
+def returned_by_an_earlier_try(now: Observed) -> Report | None:
+    """A report if this very run, tried again, made live what serves: it has gone back already."""
+    live = now.release(now.live.number) if now.live else None
+    run = str(flow_run.id or "")
+    if live is None or not run or any(replica.run != run for replica in live.replicas):
+        return None
+    return Report(
+        outcome="succeeded",
+        app=now.app,
+        release=live.number,
+        image=live.image,
+        blue=live.number,
+        steps=tuple(STEPS.get() or []),
+        changed=False,
+        message=f"Release {live.number} of {now.app} serves: an earlier try of this run returned "
+        "to it.",
     )
 
 

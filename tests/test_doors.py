@@ -139,6 +139,21 @@ def test_a_window_that_closes_while_a_run_waits_for_another_one_is_closed(comman
     assert shop.live() == 1
 
 
+def test_a_rollback_that_is_tried_again_does_not_bring_the_bad_release_back(
+    shop: Shop, served: Served
+) -> None:
+    shop.deploy("one")
+    shop.deploy("bad")
+    run = served.start("rollback", app=shop.name)
+    until(run, "Completed")
+    assert shop.releases() == {"one"}
+    again = {"state": {"type": "SCHEDULED"}, "force": True}  # as `prefect flow-run retry` asks
+    history.ask("POST", f"/flow_runs/{run}/set_state", again)
+    told = until(run, "Unchanged")["state"]["message"]
+    assert told == f"Release 3 of {shop.name} serves: an earlier try of this run returned to it."
+    assert shop.releases() == {"one"}
+
+
 def test_a_waiting_run_that_somebody_cancelled_is_not_waited_for(
     shop: Shop, served: Served
 ) -> None:
