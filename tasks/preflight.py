@@ -13,7 +13,7 @@ from tasks.bluegreen.look import Look
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.plan import plan_deploy
 from tasks.bluegreen.probe import FromProxy, nearest
-from tasks.bluegreen.proxy import provided, published, ranges, to_create
+from tasks.bluegreen.proxy import moves_ports, provided, published, ranges, to_create
 from tasks.bluegreen.site import render_site
 from tasks.observe import look_around
 from tasks.secret import secret
@@ -129,6 +129,28 @@ def ensure_reachable(engine: Engine, app: App) -> None:
         )
 
 
+def ensure_stays(nginx: Nginx, app: App) -> None:
+    """No visitor of the proxy, of whatever site, is refused because it joins the App's network.
+
+    One that was on it while a release ran there joins it again whatever that takes.
+
+    Raises:
+        BadInput: with a network's name that would do.
+    """
+    network = app.proxy.network
+    first = moves_ports(nginx, network)
+    if first and not any(
+        release.running and release.settings.proxy.network == network
+        for release in nginx.engine.releases(app.name)
+    ):
+        raise BadInput(
+            f"{app.name}: to connect {app.proxy.container} to network {network} would close its "
+            f"published ports for a moment, as Docker opens them through the network whose name "
+            f"comes first, which is {first} now: set proxy.network to a name that comes later, "
+            f"like {first}-nonstop. Nothing was touched."
+        )
+
+
 def ensure_site_loads(nginx: Nginx, app: App) -> Look:
     """The proxy's own nginx accepts a site of this App beside all others; nothing was touched.
 
@@ -136,7 +158,8 @@ def ensure_site_loads(nginx: Nginx, app: App) -> Look:
         What the proxy shows.
 
     Raises:
-        BadInput: with nginx's own words.
+        BadInput: with nginx's own words; or the proxy would have to join a network that takes its
+            ports away for a moment.
         Unavailable: the proxy's configuration is broken without it, too; or no site can be put
             where nginx reads them.
     """
@@ -145,6 +168,7 @@ def ensure_site_loads(nginx: Nginx, app: App) -> Look:
         nginx.check(render_site(app, 0, NOWHERE[: app.replicas], look.version))
     except SiteRejected as error:
         raise BadInput(error.what + " Nothing was touched.", error.evidence) from error
+    ensure_stays(nginx, app)
     if why := nginx.unwritable():
         raise Unavailable(
             f"No site can be put into {nginx.directory} in {app.proxy.container} ({why}): "

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -25,6 +28,7 @@ from tasks.bluegreen.errors import (
 )
 from tests.lab.command import Command
 from tests.lab.images import PROXY
+from tests.lab.nginx import OwnNginx, until_it_answers
 from tests.lab.shop import Shop, free_port
 
 PROOF = "{% include 'proof.conf.j2' %}"
@@ -285,6 +289,31 @@ def test_a_first_deploy_whose_replica_s_name_is_taken_is_refused(shop: Shop) -> 
         shop, Refused, f"A container named {shop.name}-1-1 exists and is not ours: rename"
     ):
         deploy(app=shop.app("one", proxy=alone(shop)))
+
+
+def test_a_network_that_would_close_the_ports_of_a_running_proxy_is_refused(shop: Shop) -> None:
+    theirs = f"{shop.name}-theirs"
+    shop.api.create_network(theirs)
+    OwnNginx(shop, host={"network_mode": theirs})
+    until_it_answers(shop)
+    with refused(shop, BadInput, f"through the network whose name comes first, which is {theirs}"):
+        shop.deploy("one")
+    over, failed = threading.Event(), []
+
+    def visit() -> None:
+        while not over.is_set():
+            try:
+                assert shop.get(Host="other.example.com").text == "the other site\n"
+            except httpx.HTTPError as error:
+                failed.append(error)
+
+    with ThreadPoolExecutor(1) as aside:
+        visitor = aside.submit(visit)
+        shop.deploy("one", proxy={"network": f"{theirs}-nonstop"})
+        over.set()
+        visitor.result()
+    assert failed == []
+    shop.deploy("two", proxy={"network": f"{theirs}-nonstop"})
 
 
 def test_a_site_on_a_port_that_the_proxy_does_not_publish_is_refused(command: Command) -> None:
