@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 import httpx
@@ -19,8 +21,8 @@ from prefect.states import Running
 from pydantic import Field, ValidationError
 
 from tasks.bluegreen.containers import Engine
-from tasks.bluegreen.errors import NotApproved, Unavailable
-from tasks.bluegreen.model import Plan, Preview, Replica
+from tasks.bluegreen.errors import BadInput, NotApproved, Unavailable
+from tasks.bluegreen.model import Plan, Preview, Replica, Site
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.probe import PREVIEW_HEADER, FrontDoor
 from tasks.bluegreen.site import render_site
@@ -126,7 +128,13 @@ def _preview(plan: Plan, replicas: tuple[Replica, ...]) -> str:
         servers = tuple(f"{replica.address}:{app.port}" for replica in replicas)
         preview = Preview(number=plan.green, servers=servers, token=secrets.token_hex(16))
         addresses = tuple(replica.address for replica in blue.replicas)
-        site = render_site(blue.settings, blue.number, addresses, plan.nginx, preview)
+        render = partial(render_site, blue.settings, blue.number, addresses, plan.nginx)
+        if not _as_loaded(render, plan):
+            return (
+                f"The site's template is not the one that release {blue.number} was made live "
+                f"with, so there is no preview; green is at {', '.join(servers)}."
+            )
+        site = render(preview)
         if not site.previews:
             return f"The template {app.proxy.template} does not use `pool`, so there is no preview."
         nginx.check(site)
@@ -138,6 +146,14 @@ def _preview(plan: Plan, replicas: tuple[Replica, ...]) -> str:
         f"```sh\ncurl -H 'Host: {door.host}' "
         f"-H '{PREVIEW_HEADER}: {preview.token}' {door.base}{app.verify.path}\n```"
     )
+
+
+def _as_loaded(render: Callable[[], Site], plan: Plan) -> bool:
+    """Whether visitors would go on meeting what nginx has loaded: templates are known by path."""
+    try:
+        return render().generation == plan.blue_generation
+    except BadInput:  # there is none any more
+        return False
 
 
 def _message(plan: Plan, preview: str, until: str) -> str:

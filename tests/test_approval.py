@@ -220,6 +220,26 @@ def test_a_template_of_one_s_own_previews_when_it_uses_the_pool(
     assert future.result(timeout=120).release == 2
 
 
+def test_an_edited_template_reaches_nobody_before_a_yes(
+    shop: Shop, aside: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.conf.j2"
+    text = (Path(__file__).parents[1] / "templates" / "site.conf.j2").read_text()
+    own.write_text(text)
+    shop.description["proxy"]["template"] = str(own)
+    shop.deploy("one")
+    before = site(shop)
+    own.write_text(text + "# edited\n")
+    future, run = waiting(aside, shop)
+    assert "is not the one that release 1 was made live with, so there is no preview" in (
+        history.artifact(f"approval-{shop.name}")
+    )
+    assert site(shop) == before
+    resume(run, approve=True, by="Kim")
+    assert future.result(timeout=120).release == 2
+    assert "# edited" in site(shop)
+
+
 def test_a_first_deploy_and_a_rollback_are_approved_too(
     shop: Shop, aside: ThreadPoolExecutor
 ) -> None:
