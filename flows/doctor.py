@@ -22,6 +22,7 @@ from tasks.bluegreen.containers import Engine, engine_words
 from tasks.bluegreen.environment import MASK
 from tasks.bluegreen.errors import NonstopError
 from tasks.bluegreen.images import ensure_room
+from tasks.bluegreen.labels import config
 from tasks.bluegreen.look import Look
 from tasks.bluegreen.nginx import Nginx
 from tasks.bluegreen.proxy import to_create
@@ -139,9 +140,19 @@ def of_engine(version: str, api: str) -> Finding:
 def _proxy(engine: Engine, proxy: Proxy) -> Iterator[Finding]:
     where = proxy.container
     if to_create(engine, proxy):
-        yield Finding(where, f"is not there yet; the first deploy creates it from {proxy.image}")
+        behind = [name for name in engine.apps() if _is_behind(engine, name, where)]
+        if behind:
+            what = f"is not there, though {', '.join(behind)} run behind it, so nobody reaches them"
+            yield Finding(where, what, "problem", f"`nonstop deploy {behind[0]}` makes it anew")
+        else:
+            what = f"is not there yet; the first deploy creates it from {proxy.image}"
+            yield Finding(where, what)
         return
     nginx = Nginx(engine, proxy)
+    if nginx.ours and proxy.image and proxy.image != config(nginx.seen, "Image"):
+        what = f"was created from {config(nginx.seen, 'Image')}, not from {proxy.image}"
+        remedy = f"when nobody minds, `docker rm -f {where}`, then deploy: it is made anew"
+        yield Finding(where, what, "warning", remedy)
     nginx.check(None)
     look = nginx.look("nobody")
     yield of_nginx(where, look.version)
@@ -176,6 +187,11 @@ def of_nginx(where: str, numbers: tuple[int, ...]) -> Finding:
         "warning",
         f"use nginx {'.'.join(map(str, KEEPS))} or later",
     )
+
+
+def _is_behind(engine: Engine, app: str, proxy: str) -> bool:
+    releases = engine.releases(app)
+    return any(one.running and one.settings.proxy.container == proxy for one in releases)
 
 
 def of_log(where: str, log: dict[str, Any], *, ours: bool) -> Iterator[Finding]:
@@ -286,10 +302,16 @@ def _left_over(engine: Engine, apps: Collection[App]) -> Iterator[Finding]:
         if name in {app.name for app in apps} or not releases:
             continue
         names = " ".join(replica.name for release in releases for replica in release.replicas)
+        proxy = releases[-1].settings.proxy
+        site = ""
+        if engine.runs(proxy.container):
+            path = Nginx(engine, proxy).path(name)
+            site = f", then `docker exec {proxy.container} rm {path}` and `docker kill -s HUP "
+            site += f"{proxy.container}`"
         yield Finding(
             name,
             f"is not described in the inventory, and has {len(names.split())} containers",
-            remedy=f"describe it again, or, once nobody asks for it: `docker rm -f {names}`",
+            remedy=f"describe it again, or, once nobody asks for it: `docker rm -f {names}`{site}",
         )
     with engine_words("list containers"):
         listed = engine.api.containers(all=True, filters={"label": "nonstop.proxy"})

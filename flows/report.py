@@ -152,6 +152,9 @@ def _print_one(seen: Observed | Unseen) -> None:
             f"`nonstop recover {seen.app}` puts it right.",
             style="yellow",
         )
+    elif lines := list(recovery_lines(plan_recovery(seen))):
+        said = f"`nonstop recover {seen.app}` would {'; '.join(lines)}."
+        OUT.print(said, markup=False, soft_wrap=True, style="yellow")
 
 
 def _plan_lines(planned: Plan, seen: Observed) -> Iterator[str]:

@@ -41,9 +41,9 @@ def reload_nginx(plan: Plan, site: Site) -> str:
                 raise CutoverUnproven(
                     f"{site.app}: nginx loaded release {site.number}, but the front door "
                     f"{door.base} (host {door.host}) says "
-                    f"{answer.release or 'no release'} with {answer}: look whether proxy.url leads "
-                    "elsewhere, or an add_header in a location of your own template hides the one "
-                    "of proof.conf.j2."
+                    f"{answer.release or 'no release'} with {answer}: if visitors come another "
+                    "way, say through TLS, name it in proxy.url; and in a template of your own an "
+                    "add_header in a location hides the one of proof.conf.j2."
                 )
             time.sleep(0.1)
     say(f"cutover to release {site.number} proven {seconds:.2f} s after the reload")

@@ -68,6 +68,11 @@ def test_behind_a_stopped_proxy_status_shows_what_docker_knows(command: Command)
     (one,) = [t for t in json.loads(every.communicate(timeout=120)[0]) if t["app"] == shop.name]
     assert (one["live"], one["error"]) == (None, why)
     assert every.returncode != 0
+    network = shop.description["proxy"]["network"]
+    shop.api.start(shop.proxy)
+    shop.api.disconnect_container_from_network(shop.proxy, network)
+    out, _ = command.run("status", shop.name)
+    assert f"`nonstop recover {shop.name}` would connect the proxy to network {network}, " in out
 
 
 def test_json_is_alone_on_standard_output(command: Command) -> None:

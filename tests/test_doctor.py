@@ -191,6 +191,17 @@ def test_an_engine_that_stops_containers_with_itself_is_told_of(command: Command
     assert all("daemon.json" in f["remedy"] for f in told)
 
 
+def test_a_proxy_of_ours_that_is_gone_or_of_another_image_is_named(command: Command) -> None:
+    shop = command.shop
+    shop.deploy("one")
+    command.describe(proxy={"image": "nginx:other"})
+    assert only(findings(command), "warning", "was created from nonstop-lab-nginx:1, not from")
+    command.describe()
+    shop.api.remove_container(shop.proxy, force=True)
+    found = only(findings(command, 2), "problem", f"is not there, though {shop.name} run behind it")
+    assert found["remedy"] == f"`nonstop deploy {shop.name}` makes it anew"
+
+
 def test_what_is_left_over_of_apps_that_are_no_longer_described_is_named(command: Command) -> None:
     shop = command.shop
     shop.deploy("one")
@@ -201,6 +212,8 @@ def test_what_is_left_over_of_apps_that_are_no_longer_described_is_named(command
     (of_app,) = [f for f in findings(command) if f["where"] == shop.name]
     assert of_app["what"] == "is not described in the inventory, and has 2 containers"
     assert f"docker rm -f {shop.container('1-1')} {shop.container('1-2')}" in of_app["remedy"]
+    (path,) = re.findall(rf"`docker exec {shop.proxy} rm (\S+)`", of_app["remedy"])
+    assert shop.exec(f"ls {path}").strip() == path
     for name in shop.containers():
         shop.api.remove_container(shop.container(name), force=True)
     (of_proxy,) = [f for f in findings(command) if f["where"] == shop.proxy]

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from flows.inventory import ENTRYPOINT
+from tasks.bluegreen.errors import CutoverUnproven
 from tests.lab.shop import Shop
 from tests.lab.tls import engine_behind_tls
 
@@ -92,6 +93,15 @@ def test_a_proxy_from_which_replicas_cannot_be_asked_is_refused_only_from_afar(
     assert shop.containers() == dict.fromkeys(("1-1", "1-2"), "running")
     shop.deploy("two")
     assert shop.releases() == {"two"}
+
+
+def test_a_front_door_whose_certificate_is_not_trusted_is_told_as_that(
+    shop: Shop, tmp_path: Path
+) -> None:
+    with engine_behind_tls(tmp_path) as environment:
+        shop.description["proxy"]["url"] = environment["DOCKER_HOST"].replace("tcp", "https")
+        with pytest.raises(CutoverUnproven, match="with self-signed certificate"):
+            shop.deploy("one")
 
 
 def test_an_engine_may_be_reached_through_tls(shop: Shop, tmp_path: Path) -> None:

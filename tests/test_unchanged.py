@@ -78,6 +78,7 @@ def test_another_image_environment_setting_or_template_is_a_change(
         ({"hosts": ["a.example"]}, "hosts"),
     ):
         assert any(line.startswith(told) for line in differs(shop, **changes)), changes
+    assert differs(shop, proxy={"image": "nginx:other", "publish": ["8080:80"]}) == ()  # it stays
     for changes in ({"pull_policy": "missing"}, {"parallelism": 1}):  # how, not what
         assert differs(shop, **changes) == ()
     own.write_text(text + "# new\n")

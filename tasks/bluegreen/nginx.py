@@ -205,7 +205,9 @@ class Nginx:
         if output.code == 0:
             raise SiteRejected(
                 f"{site.app}: another site of {self.proxy.container} has its host name "
-                f"{', '.join(sorted(taken))} already: change `hosts`.",
+                f"{', '.join(sorted(taken))} already: change `hosts`, or, if this app takes over "
+                "from that site, take the name out of its file without a reload, which the deploy "
+                "does for both.",
                 words,
             )
         self.check(None)

@@ -107,6 +107,8 @@ def _cause(error: BaseException) -> str:
     first = error
     while below := first.__cause__ or first.__context__:
         first = below
+    if isinstance(first, ssl.SSLError):  # its number is no errno
+        return str(getattr(first, "verify_message", "") or first.reason or first)
     number = first.errno if isinstance(first, OSError) else None
     return os.strerror(number) if number and number > 0 else str(error) or type(error).__name__
 

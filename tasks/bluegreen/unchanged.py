@@ -9,7 +9,9 @@ from tasks.bluegreen.app import App
 from tasks.bluegreen.model import Observed, Release
 
 # Fields that say how and when to deploy, not what: the image is compared by its id.
-HOW = frozenset({"image", "pull_policy", "parallelism", "window", "deploy_on_push"})
+# A proxy that is there stays as it was created.
+HOW: Any = dict.fromkeys(("image", "pull_policy", "parallelism", "window", "deploy_on_push"), True)
+HOW["proxy"] = {"image", "publish"}
 SHOWN = (bool, int, float)  # a text may be anything, so only its field is named
 
 
@@ -54,7 +56,7 @@ def differences(
 
 def settings(before: App, after: App) -> tuple[str, ...]:
     """The settings that differ, as `health.checks: 2 -> 3`; of texts only the field's name."""
-    one, other = (app.model_dump(exclude=set(HOW)) for app in (before, after))
+    one, other = (app.model_dump(exclude=HOW) for app in (before, after))
     return tuple(_differing(one, other, ""))
 
 
