@@ -147,7 +147,7 @@ def ensure_stays(nginx: Nginx, app: App) -> None:
             f"{app.name}: to connect {app.proxy.container} to network {network} would close its "
             f"published ports for a moment, as Docker opens them through the network whose name "
             f"comes first, which is {first} now: set proxy.network to a name that comes later, "
-            f"like {first}-nonstop. Nothing was touched."
+            f"like {first}-{app.name}. Nothing was touched."
         )
 
 

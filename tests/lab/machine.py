@@ -158,7 +158,8 @@ class Machine:
             ):
                 file.write(chunk)
         with archive.open("rb") as file:
-            self.api.load_image(file)
+            for line in self.api.load_image(file):  # it is done when all is said
+                assert "error" not in line, line
         archive.unlink()
 
 
