@@ -246,17 +246,8 @@ def returned_by_an_earlier_try(now: Observed) -> Report | None:
     run = str(flow_run.id or "")
     if live is None or not run or any(replica.run != run for replica in live.replicas):
         return None
-    return Report(
-        outcome="succeeded",
-        app=now.app,
-        release=live.number,
-        image=live.image,
-        blue=live.number,
-        steps=tuple(STEPS.get() or []),
-        changed=False,
-        message=f"Release {live.number} of {now.app} serves: an earlier try of this run returned "
-        "to it.",
-    )
+    told = f"Release {live.number} of {now.app} serves: an earlier try of this run returned to it."
+    return unchanged(now).model_copy(update={"message": told})
 
 
 def _in_a_sentence(record: logging.LogRecord) -> bool:
